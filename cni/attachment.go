@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package cni owns a pod's network as four verbs, Attach, Detach, Check and
+// Collect, called by the CRI in-process and by the exec'd CNI program alike.
+// Every verb may be called twice, out of order, concurrently and after a crash.
+package cni
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+)
+
+// Errors of the four verbs. The CNI program maps them to the codes of the CNI
+// specification, the CRI to gRPC codes; nobody else does.
+var (
+	// ErrExhausted: no free address is left in the ranges that apply.
+	ErrExhausted = errors.New("address range exhausted")
+	// ErrNotReady: the daemon cannot serve Attach yet (no pod CIDR, not recovered).
+	ErrNotReady = errors.New("network not ready")
+	// ErrNetNS: the path does not name a network namespace.
+	ErrNetNS = errors.New("not a network namespace")
+	// ErrExists: the interface exists in the namespace and is not ours.
+	ErrExists = errors.New("interface already exists")
+	// ErrUnknown: no such attachment.
+	ErrUnknown = errors.New("unknown attachment")
+	// ErrInvalid: a field of the request is malformed.
+	ErrInvalid = errors.New("invalid request")
+)
+
+// Key names one attachment: an interface of a sandbox (or CNI container).
+type Key struct {
+	ContainerID string `json:"containerID"`
+	IfName      string `json:"ifName"`
+}
+
+// String returns "containerID/ifName", the attachment's id in every record.
+func (k Key) String() string { return k.ContainerID + "/" + k.IfName }
+
+// Pod says for whom an attachment is made. All fields may be empty under a
+// runtime that does not pass them.
+type Pod struct {
+	Namespace   string            `json:"namespace,omitempty"`
+	Name        string            `json:"name,omitempty"`
+	UID         string            `json:"uid,omitempty"`
+	Labels      map[string]string `json:"labels,omitempty"`
+	Annotations map[string]string `json:"annotations,omitempty"`
+}
+
+// PortMapping is one hostPort of a pod.
+type PortMapping struct {
+	HostPort      uint16 `json:"hostPort"`
+	ContainerPort uint16 `json:"containerPort"`
+	// Protocol is "tcp", "udp" or "sctp".
+	Protocol string `json:"protocol"`
+	// HostIP limits the mapping to one address of the node; invalid means all.
+	HostIP netip.Addr `json:"hostIP,omitzero"`
+}
+
+// Bandwidth limits an attachment; rates in bits per second, bursts in bits.
+// Zero means unlimited. Ingress is traffic to the pod.
+type Bandwidth struct {
+	IngressRate  uint64 `json:"ingressRate,omitempty"`
+	IngressBurst uint64 `json:"ingressBurst,omitempty"`
+	EgressRate   uint64 `json:"egressRate,omitempty"`
+	EgressBurst  uint64 `json:"egressBurst,omitempty"`
+}
+
+// Request asks for one attachment.
+type Request struct {
+	Key
+	// NetNS is the path of the pinned network namespace.
+	NetNS        string        `json:"netns"`
+	Pod          Pod           `json:"pod,omitzero"`
+	PortMappings []PortMapping `json:"portMappings,omitempty"`
+	Bandwidth    Bandwidth     `json:"bandwidth,omitzero"`
+	// Addrs asks for these addresses; empty means: allocate one per family.
+	Addrs []netip.Addr `json:"addrs,omitempty"`
+	// MAC asks for this hardware address inside the pod; nil means: choose one.
+	MAC net.HardwareAddr `json:"mac,omitempty"`
+}
+
+// Result describes an attachment that is in place.
+type Result struct {
+	Key
+	NetNS       string           `json:"netns"`
+	HostIfName  string           `json:"hostIfName"`
+	HostIfIndex int              `json:"hostIfIndex"`
+	HostMAC     net.HardwareAddr `json:"hostMAC"`
+	MAC         net.HardwareAddr `json:"mac"`
+	// Addrs are the pod's addresses, host prefixes (/32, /128), IPv4 first.
+	Addrs []netip.Prefix `json:"addrs"`
+	// Gateways has one address per family in Addrs, in the same order.
+	Gateways []netip.Addr `json:"gateways"`
+	MTU      int          `json:"mtu"`
+}
