@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
@@ -17,40 +18,74 @@ import (
 // kubelet's cAdvisor looks for containers only there.
 const Namespace = "k8s.io"
 
-// Config says how to reach containerd.
+// Config says how to reach containerd and, when it is managed, how to run it.
 type Config struct {
+	// Managed makes nodeagent start and supervise a containerd of its own.
+	Managed bool `yaml:"managed"`
 	// Address is the path of containerd's socket.
 	Address string `yaml:"address"`
 	// DialTimeout bounds one attempt to connect.
 	DialTimeout time.Duration `yaml:"dialTimeout"`
 	// Snapshotter names the snapshotter for containers' root file systems.
 	Snapshotter string `yaml:"snapshotter"`
+	// Binary is the managed containerd's program, looked up in Path and PATH.
+	Binary string `yaml:"binary"`
+	// Path is searched before PATH for containerd, shims and OCI runtimes.
+	Path string `yaml:"path"`
+	// Root holds the managed containerd's images, snapshots and metadata.
+	Root string `yaml:"root"`
+	// State holds the managed containerd's tasks; it must die with the boot.
+	State string `yaml:"state"`
+	// StopTimeout bounds the managed containerd's own shutdown.
+	StopTimeout time.Duration `yaml:"stopTimeout"`
 }
 
-// Default returns the configuration of a stock containerd. The socket is the
-// one that the kubelet's cAdvisor is compiled to use.
+// Default returns the configuration for a containerd that somebody else runs.
+// The socket is the one that the kubelet's cAdvisor is compiled to use.
 func Default() Config {
 	return Config{
 		Address:     "/run/containerd/containerd.sock",
 		DialTimeout: 10 * time.Second,
 		Snapshotter: "overlayfs",
+		Binary:      "containerd",
+		Root:        "/var/lib/containerd",
+		State:       "/run/containerd",
+		StopTimeout: 10 * time.Second,
 	}
 }
 
 // Validate reports all faults at once, each prefixed with the field's path.
 func (c Config) Validate() error {
 	var errs []error
-	if c.Address == "" {
-		errs = append(errs, errors.New("address: must not be empty"))
+	for _, f := range []struct{ name, value string }{
+		{"address", c.Address}, {"root", c.Root}, {"state", c.State},
+	} {
+		if !filepath.IsAbs(f.value) {
+			errs = append(errs, fmt.Errorf("%s: %q is not an absolute path", f.name, f.value))
+		}
 	}
-	if c.DialTimeout <= 0 {
-		errs = append(errs, fmt.Errorf("dialTimeout: %s is not positive", c.DialTimeout))
+	if len(c.Address) > maxSocketPath {
+		errs = append(errs, fmt.Errorf("address: longer than %d bytes", maxSocketPath))
+	}
+	for _, f := range []struct {
+		name  string
+		value time.Duration
+	}{{"dialTimeout", c.DialTimeout}, {"stopTimeout", c.StopTimeout}} {
+		if f.value <= 0 {
+			errs = append(errs, fmt.Errorf("%s: %s is not positive", f.name, f.value))
+		}
 	}
 	if c.Snapshotter == "" {
 		errs = append(errs, errors.New("snapshotter: must not be empty"))
 	}
+	if c.Managed && c.Binary == "" {
+		errs = append(errs, errors.New("binary: must not be empty when managed"))
+	}
 	return errors.Join(errs...)
 }
+
+// maxSocketPath is the longest path a unix socket address holds (unix(7)).
+const maxSocketPath = 107
 
 // Client is a connection to one containerd. It survives containerd's restart.
 type Client struct {
