@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/nodeagent/nodeagent/cmd/nodeagent/config"
+)
+
+// stopTimeout bounds the reverse stop of all parts together.
+const stopTimeout = 30 * time.Second
+
+func runCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Run the daemon until a signal ends it; pods go on without it",
+		Args:  noArgs,
+	}
+	file := configFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := config.Load(*file)
+		if err != nil {
+			return err
+		}
+		log, level, err := newLogger(cmd.ErrOrStderr(), cfg.Log)
+		if err != nil {
+			return err
+		}
+		return run(cmd.Context(), &process{file: *file, cfg: cfg, log: log, level: level})
+	}
+	return cmd
+}
+
+// process is one run of the daemon.
+type process struct {
+	file  string
+	cfg   *config.Configuration
+	log   *slog.Logger
+	level *slog.LevelVar
+}
+
+// run claims the run directory, starts every part in order, tells the service
+// manager, waits for a signal and stops in reverse.
+func run(parent context.Context, p *process) (retErr error) {
+	ctx, cancel := context.WithCancel(parent)
+	defer cancel()
+	stopSignals := p.handleSignals(ctx, cancel)
+	defer stopSignals()
+
+	own, err := claimInstance(p.cfg.Node.RunDir)
+	if err != nil {
+		return err
+	}
+	defer func() { retErr = errors.Join(retErr, own.release()) }()
+	db, err := openState(p.cfg.Node.RunDir)
+	if err != nil {
+		return err
+	}
+	defer func() { retErr = errors.Join(retErr, db.Close()) }()
+
+	p.log.InfoContext(ctx, "starting", "version", version, "node", p.cfg.Node.Name, "config", p.file)
+	parts, err := assemble(p, db)
+	if err != nil {
+		return err
+	}
+	begin := time.Now()
+	if err := startAll(ctx, p.log, parts, stopTimeout); err != nil {
+		if parent.Err() == nil && errors.Is(err, context.Canceled) {
+			return nil // a signal ended it while starting; all has been stopped
+		}
+		return err
+	}
+	p.log.InfoContext(ctx, "ready", "took", time.Since(begin))
+	p.notify(ctx, daemon.SdNotifyReady)
+	<-ctx.Done()
+	p.notify(ctx, daemon.SdNotifyStopping)
+	err = stopAll(ctx, p.log, parts, stopTimeout)
+	p.log.InfoContext(ctx, "stopped")
+	return err
+}
+
+// notify tells the service manager; without one it does nothing.
+func (p *process) notify(ctx context.Context, state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		p.log.WarnContext(ctx, "notify service manager", "err", err)
+	}
+}
+
+// handleSignals cancels on the first SIGINT or SIGTERM, exits on the second,
+// and reloads on SIGHUP. The returned function ends the handling.
+func (p *process) handleSignals(ctx context.Context, cancel context.CancelFunc) func() {
+	ch := make(chan os.Signal, 4)
+	signal.Notify(ch, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	quit := make(chan struct{})
+	go func() {
+		ending := false
+		for {
+			select {
+			case <-quit:
+				return
+			case s := <-ch:
+				switch {
+				case s == unix.SIGHUP:
+					p.reload(ctx)
+				case ending:
+					p.log.WarnContext(ctx, "second signal, leaving at once", "signal", s.String())
+					os.Exit(exitFailure)
+				default:
+					ending = true
+					p.log.InfoContext(ctx, "signal, stopping", "signal", s.String())
+					cancel()
+				}
+			}
+		}
+	}()
+	return func() { signal.Stop(ch); close(quit) }
+}
+
+// reload applies what may change while running, the log level, and refuses a
+// file that changes anything else, naming it.
+func (p *process) reload(ctx context.Context) {
+	next, err := config.Load(p.file)
+	if err != nil {
+		p.log.ErrorContext(ctx, "reload refused, the running configuration stays", "err", err)
+		return
+	}
+	if fixed := config.Changed(p.cfg, next, "log.level"); len(fixed) > 0 {
+		p.log.ErrorContext(ctx, "reload refused, these fields need a restart", "fields", fmt.Sprint(fixed))
+		return
+	}
+	if err := setLevel(p.level, next.Log.Level); err != nil {
+		p.log.ErrorContext(ctx, "reload refused", "err", err)
+		return
+	}
+	p.cfg.Log.Level = next.Log.Level
+	p.log.InfoContext(ctx, "reloaded", "log_level", next.Log.Level)
+}

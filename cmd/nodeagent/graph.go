@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/nodeagent/nodeagent/api"
+)
+
+// graph is the daemon's wiring while it is being built: plain calls, in the
+// order in which the parts start.
+type graph struct {
+	*process
+	db     *bbolt.DB
+	health *health
+	routes map[string]http.Handler
+	parts  []part
+	begin  time.Time
+}
+
+// assemble builds every room and returns the parts in starting order.
+func assemble(p *process, db *bbolt.DB) ([]part, error) {
+	g := &graph{process: p, db: db, begin: time.Now(), routes: map[string]http.Handler{}}
+	g.health = newHealth(p.cfg.Node.Metrics, p.log)
+	g.add("metrics", g.health.Start, g.health.Stop)
+	if err := g.addAPI(); err != nil {
+		return nil, err
+	}
+	return g.parts, nil
+}
+
+func (g *graph) add(name string, start, stop func(context.Context) error) {
+	g.parts = append(g.parts, part{name: name, start: start, stop: stop})
+}
+
+func (g *graph) addAPI() error {
+	g.routes["GET /v1/status"] = api.JSON(func(r *http.Request) (status, error) {
+		return status{
+			Version: version, Node: g.cfg.Node.Name, PID: os.Getpid(),
+			Started: g.begin, Conditions: g.health.conditions(r.Context()),
+		}, nil
+	})
+	s, err := api.New(filepath.Join(g.cfg.Node.RunDir, "api.sock"), api.Deps{Log: g.log, Routes: g.routes})
+	if err != nil {
+		return err
+	}
+	g.add("local api", s.Start, s.Stop)
+	return nil
+}
+
+// status is the answer of GET /v1/status.
+type status struct {
+	Version    string      `json:"version"`
+	Node       string      `json:"node"`
+	PID        int         `json:"pid"`
+	Started    time.Time   `json:"started"`
+	Conditions []condition `json:"conditions"`
+}
