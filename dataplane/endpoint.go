@@ -41,6 +41,9 @@ type HostPort struct {
 // Node is what the data path has to know of the node it runs on.
 type Node struct {
 	Name string
+	// Zone of the node (topology.kubernetes.io/zone), for services that prefer
+	// near backends; may be empty.
+	Zone string
 	// Addrs are the node's own addresses, primary first in each family.
 	Addrs []netip.Addr
 	// PodCIDRs are the ranges that this node's pods have their addresses from.

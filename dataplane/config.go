@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"time"
+)
+
+// Config of the data path.
+type Config struct {
+	// BPFFS is the directory below a mounted BPF file system that holds the
+	// pins, in "v1/maps" and "v1/links". It is created; when no BPF file system
+	// is mounted there or above, one is mounted on its parent.
+	BPFFS string `yaml:"bpffs"`
+	// Cgroup is the cgroup v2 directory below which sockets are translated at
+	// connect() and sendmsg(). Empty: the root of the cgroup v2 hierarchy.
+	Cgroup string `yaml:"cgroup"`
+	// SocketServices translates services at the socket; without it they are
+	// translated per packet only, and processes of the node do not reach them.
+	SocketServices bool `yaml:"socketServices"`
+	// Services serves Kubernetes services; false leaves them to kube-proxy.
+	Services bool `yaml:"services"`
+	// Uplinks are interfaces with a way out; empty: those of the default routes
+	// and those that carry an address of the node.
+	Uplinks []string `yaml:"uplinks"`
+	// Tunnel configures the overlay between nodes.
+	Tunnel TunnelConfig `yaml:"tunnel"`
+	// SNATPorts is the range that masqueraded flows get their ports from. It
+	// must not overlap the range of ephemeral ports of the node's own sockets,
+	// nor that of NodePorts.
+	SNATPorts PortRange `yaml:"snatPorts"`
+	// Maps are the sizes of the maps, in entries.
+	Maps MapSizes `yaml:"maps"`
+	// Timeouts of idle flows.
+	Timeouts Timeouts `yaml:"timeouts"`
+}
+
+// TunnelConfig configures the VXLAN device between nodes.
+type TunnelConfig struct {
+	// Port is the UDP port of the overlay.
+	Port uint16 `yaml:"port"`
+	// VNI is the network identifier.
+	VNI uint32 `yaml:"vni"`
+	// Device is the name of the device.
+	Device string `yaml:"device"`
+}
+
+// PortRange is a range of ports, both ends included.
+type PortRange struct {
+	Min uint16 `yaml:"min"`
+	Max uint16 `yaml:"max"`
+}
+
+// MapSizes are the capacities of the maps, in entries.
+type MapSizes struct {
+	Conntrack uint32 `yaml:"conntrack"`
+	Endpoints uint32 `yaml:"endpoints"`
+	Services  uint32 `yaml:"services"`
+	Backends  uint32 `yaml:"backends"`
+	Routes    uint32 `yaml:"routes"`
+	Affinity  uint32 `yaml:"affinity"`
+}
+
+// Timeouts after which an idle flow is forgotten.
+type Timeouts struct {
+	// TCPSyn is for connections that are not established yet.
+	TCPSyn time.Duration `yaml:"tcpSyn"`
+	// TCPEstablished is for established connections.
+	TCPEstablished time.Duration `yaml:"tcpEstablished"`
+	// TCPClosing is for connections that saw a FIN or a RST.
+	TCPClosing time.Duration `yaml:"tcpClosing"`
+	// UDP is for flows seen in one direction only.
+	UDP time.Duration `yaml:"udp"`
+	// UDPStream is for flows seen in both directions.
+	UDPStream time.Duration `yaml:"udpStream"`
+	// ICMP is for echo requests.
+	ICMP time.Duration `yaml:"icmp"`
+}
+
+// Default returns the configuration of an ordinary node.
+func Default() Config {
+	return Config{
+		BPFFS:          "/sys/fs/bpf/nodeagent",
+		SocketServices: true,
+		Services:       true,
+		Tunnel:         TunnelConfig{Port: 8472, VNI: 1, Device: "nvx0"},
+		SNATPorts:      PortRange{Min: 61000, Max: 65535},
+		Maps: MapSizes{
+			Conntrack: 131072, Endpoints: 4096, Services: 65536,
+			Backends: 262144, Routes: 65536, Affinity: 16384,
+		},
+		Timeouts: Timeouts{
+			TCPSyn: time.Minute, TCPEstablished: 8000 * time.Second, TCPClosing: 20 * time.Second,
+			UDP: 30 * time.Second, UDPStream: 2 * time.Minute, ICMP: 30 * time.Second,
+		},
+	}
+}
+
+// Validate reports all faults of the configuration at once.
+func (c Config) Validate() error {
+	var errs []error
+	fault := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if !filepath.IsAbs(c.BPFFS) {
+		fault("bpffs: %q is not an absolute path", c.BPFFS)
+	}
+	if c.Cgroup != "" && !filepath.IsAbs(c.Cgroup) {
+		fault("cgroup: %q is not an absolute path", c.Cgroup)
+	}
+	for i, name := range c.Uplinks {
+		if !validIfName(name) {
+			fault("uplinks[%d]: %q is not an interface name", i, name)
+		}
+	}
+	if c.Tunnel.Port == 0 {
+		fault("tunnel.port: must not be 0")
+	}
+	if c.Tunnel.VNI >= 1<<24 {
+		fault("tunnel.vni: %d does not fit in 24 bits", c.Tunnel.VNI)
+	}
+	if !validIfName(c.Tunnel.Device) {
+		fault("tunnel.device: %q is not an interface name", c.Tunnel.Device)
+	}
+	if c.SNATPorts.Min < 1024 || c.SNATPorts.Min > c.SNATPorts.Max {
+		fault("snatPorts: %d-%d is not a range of unprivileged ports", c.SNATPorts.Min, c.SNATPorts.Max)
+	}
+	errs = append(errs, c.Maps.validate()...)
+	errs = append(errs, c.Timeouts.validate()...)
+	return errors.Join(errs...)
+}
+
+func (m MapSizes) validate() []error {
+	var errs []error
+	for _, f := range []struct {
+		name string
+		got  uint32
+		low  uint32
+	}{
+		{"conntrack", m.Conntrack, 1024},
+		{"endpoints", m.Endpoints, 64},
+		{"services", m.Services, 64},
+		{"backends", m.Backends, 64},
+		{"routes", m.Routes, 64},
+		{"affinity", m.Affinity, 64},
+	} {
+		if f.got < f.low || f.got > 1<<24 {
+			errs = append(errs, fmt.Errorf("maps.%s: %d is not between %d and %d", f.name, f.got, f.low, 1<<24))
+		}
+	}
+	return errs
+}
+
+func (t Timeouts) validate() []error {
+	var errs []error
+	for _, f := range []struct {
+		name string
+		got  time.Duration
+	}{
+		{"tcpSyn", t.TCPSyn},
+		{"tcpEstablished", t.TCPEstablished},
+		{"tcpClosing", t.TCPClosing},
+		{"udp", t.UDP},
+		{"udpStream", t.UDPStream},
+		{"icmp", t.ICMP},
+	} {
+		if f.got < time.Second {
+			errs = append(errs, fmt.Errorf("timeouts.%s: %s is less than a second", f.name, f.got))
+		}
+	}
+	return errs
+}
+
+// validIfName follows the kernel's dev_valid_name.
+func validIfName(name string) bool {
+	if name == "" || len(name) > 15 || name == "." || name == ".." {
+		return false
+	}
+	for _, r := range name {
+		if r == '/' || r == ':' || r <= ' ' {
+			return false
+		}
+	}
+	return true
+}
+
+// validAddr says whether an address can be a pod's or a node's.
+func validAddr(a netip.Addr) bool {
+	return a.IsValid() && a.Zone() == "" && !a.Is4In6() && !a.IsUnspecified() &&
+		!a.IsMulticast() && !a.IsLoopback()
+}
