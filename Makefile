@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+CACHE   := $(or $(NODEAGENT_CACHE),/var/cache/nodeagent)
+TOOLS   := $(CACHE)/bin
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+MODULE  := github.com/nodeagent/nodeagent
+LDFLAGS := -s -w -X $(MODULE)/cmd/nodeagent/version.version=$(VERSION)
+COMMANDS = $(notdir $(wildcard cmd/nodeagent*))
+export PATH := $(TOOLS):$(PATH)
+
+.PHONY: help
+help: ## show what there is to make
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: deps
+deps: ## install Debian packages and build containerd, runc, Kubernetes and the tools, once, into $NODEAGENT_CACHE
+	@tools/deps.sh $(ONLY)
+
+.PHONY: generate
+generate: ## regenerate what is generated from the BPF C programs
+	go generate ./bpf/...
+
+.PHONY: build
+build: ## build the programs into bin/
+	@mkdir -p bin
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(addprefix ./cmd/,$(COMMANDS))
+
+.PHONY: fmt
+fmt: ## format Go and C
+	golangci-lint fmt ./...
+	@git ls-files -z 'bpf/*.c' 'bpf/*.h' | xargs -0r clang-format-19 -i
+
+.PHONY: lint
+lint: ## run the linters
+	golangci-lint run ./...
+	cd tests/e2e && golangci-lint run --config ../../.golangci.yml ./...
+
+.PHONY: test
+test: test-unit test-root test-e2e ## run every test
+
+.PHONY: test-unit
+test-unit: ## run the tests that need no root
+	NODEAGENT_SKIP_ROOT=1 go test ./...
+
+.PHONY: test-root
+test-root: ## run the tests that need root, each in namespaces of its own
+	go test -run '^TestRoot' ./...
+
+.PHONY: test-e2e
+test-e2e: build ## run the black-box tests on a real one-node cluster (root)
+	cd tests/e2e && go test -timeout 20m $(if $(RUN),-run '$(RUN)') -v ./...
+
+.PHONY: run
+run: build ## start a one-node cluster with a demo in namespaces of its own (DETACH=1 leaves it in the background)
+	@cd tests/e2e && go build -o ../../bin/cluster ./cmd/cluster
+	@bin/cluster demo $(if $(DETACH),--detach) $(ARGS)
+
+.PHONY: stop
+stop: ## end the cluster that make run DETACH=1 left
+	@test -x bin/cluster || (cd tests/e2e && go build -o ../../bin/cluster ./cmd/cluster)
+	@bin/cluster down $(ARGS)
+
+.PHONY: bench
+bench: build ## run the benchmarks
+	go test -run '^$$' -bench . ./tests/bench/...
+
+.PHONY: package
+package: build ## make the deb and the OCI image archive
+	packaging/package.sh
+
+.PHONY: clean
+clean: ## remove what make made in the tree (the cache stays)
+	rm -rf bin dist

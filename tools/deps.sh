@@ -1,0 +1,216 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Makes what building and testing nodeagent needs: Debian packages, and programs
+# built from the Go module proxy at the versions that tools/go.mod,
+# tools/lint/go.mod and tests/e2e/go.mod pin.
+#
+#   tools/deps.sh [component...]      all of the default components without arguments
+#   tools/deps.sh --list              what there is, and whether it is made
+#
+# Each component goes to a directory of its own in the cache, named by its version and
+# a hash of its recipe, and cache/bin holds links to them: an unchanged component is never built twice,
+# an interrupted run goes on where it stopped, and two runs at once wait for each other.
+#
+# Environment: NODEAGENT_CACHE (default /var/cache/nodeagent), NODEAGENT_DEPS_APT=0 leaves apt alone.
+set -euo pipefail
+
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cache=${NODEAGENT_CACHE:-/var/cache/nodeagent}
+
+packages=(
+  bpftool btrfs-progs busybox-static ca-certificates clang-19 clang-format-19 conntrack
+  dosfstools e2fsprogs erofs-utils ethtool fio gcc git iproute2 iptables kmod libbpf-dev libc6-dev libelf-dev
+  libseccomp-dev linux-libc-dev llvm-19 make nftables pkg-config procps socat util-linux xfsprogs
+)
+
+# component | module directory | module that carries the version | programs it makes
+components='
+containerd              | tools      | github.com/containerd/containerd/v2    | containerd ctr containerd-shim-runc-v2
+runc                    | tools      | github.com/opencontainers/runc         | runc
+etcd                    | tests/e2e  | go.etcd.io/etcd/server/v3              | etcd
+kube-apiserver          | tests/e2e  | k8s.io/kubernetes                      | kube-apiserver
+kube-controller-manager | tests/e2e  | k8s.io/kubernetes                      | kube-controller-manager
+kube-scheduler          | tests/e2e  | k8s.io/kubernetes                      | kube-scheduler
+kubelet                 | tests/e2e  | k8s.io/kubernetes                      | kubelet
+kubectl                 | tests/e2e  | k8s.io/kubernetes                      | kubectl
+kube-proxy              | tests/e2e  | k8s.io/kubernetes                      | kube-proxy
+agnhost                 | tests/e2e  | k8s.io/kubernetes                      | agnhost
+cnitool                 | tests/e2e  | github.com/containernetworking/cni     | cnitool
+csi-sanity              | tests/e2e  | github.com/kubernetes-csi/csi-test/v5  | csi-sanity
+golangci-lint           | tools/lint | github.com/golangci/golangci-lint/v2   | golangci-lint
+e2e.test                | tests/e2e  | k8s.io/kubernetes                      | e2e.test
+'
+# Not made unless asked for by name: five minutes for one target.
+on_demand=' e2e.test '
+
+say() { printf '%s\n' "deps: $*" >&2; }
+
+field() { # component number
+  awk -F'|' -v c="$1" -v n="$2" '{ gsub(/^ +| +$/, "", $1) } $1 == c { gsub(/^ +| +$/, "", $n); print $n }' <<<"$components"
+}
+
+names() { awk -F'|' 'NF > 1 { gsub(/ /, "", $1); print $1 }' <<<"$components"; }
+
+pinned() { # go.mod module
+  awk -v m="$2" '{ sub(/^require /, "") } $1 == m && $2 ~ /^v/ { print $2; exit }' "$1"
+}
+
+# How a component is built: environment, then the arguments of `go build`, one a line.
+recipe() { # component version
+  local x='' p minor
+  case $1 in
+  containerd)
+    printf '%s\n' CGO_ENABLED=0 -- -tags=urfave_cli_no_docs \
+      "-ldflags=-s -w -X github.com/containerd/containerd/v2/version.Version=$2" \
+      github.com/containerd/containerd/v2/cmd/{containerd,ctr,containerd-shim-runc-v2}
+    ;;
+  runc) printf '%s\n' CGO_ENABLED=1 -- -tags=seccomp,urfave_cli_no_docs '-ldflags=-s -w' github.com/opencontainers/runc ;;
+  etcd) printf '%s\n' CGO_ENABLED=0 -- '-ldflags=-s -w' ./cmd/etcd ;;
+  cnitool) printf '%s\n' CGO_ENABLED=0 -- '-ldflags=-s -w' github.com/containernetworking/cni/cnitool ;;
+  csi-sanity) printf '%s\n' CGO_ENABLED=0 -- '-ldflags=-s -w' github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity ;;
+  golangci-lint)
+    printf '%s\n' CGO_ENABLED=0 -- "-ldflags=-s -w -X main.version=${2#v}" github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+    ;;
+  agnhost) printf '%s\n' CGO_ENABLED=0 -- '-ldflags=-s -w' k8s.io/kubernetes/test/images/agnhost ;;
+  e2e.test | kube*)
+    minor=${2#v1.}
+    for p in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
+      x+=" -X $p.gitVersion=$2 -X $p.gitMajor=1 -X $p.gitMinor=${minor%%.*}"
+    done
+    p=k8s.io/kubernetes/cmd/$1
+    [ "$1" = e2e.test ] && p=k8s.io/kubernetes/test/e2e
+    printf '%s\n' CGO_ENABLED=0 -- "-ldflags=-s -w$x" "$p"
+    ;;
+  esac
+}
+
+go_version() { # the go command's own version, without paying for starting it
+  local root
+  root=$(dirname "$(dirname "$(readlink -f "$(command -v go)")")")
+  if [ -r "$root/VERSION" ]; then head -n1 "$root/VERSION"; else go env GOVERSION; fi
+}
+
+place() { # component version
+  printf '%s/%s-%s-%s' "$cache" "$1" "$2" "$({ recipe "$1" "$2"; echo "$goversion"; } | sha256sum | cut -c1-8)"
+}
+
+made() { # directory programs
+  local p
+  for p in $2; do [ -x "$1/$p" ] || return 1; done
+}
+
+enter() { # directory programs: links in bin, replaced atomically
+  local p
+  for p in $2; do
+    [ "$(readlink "$cache/bin/$p" 2>/dev/null)" = "../${1##*/}/$p" ] && continue
+    ln -sfn "../${1##*/}/$p" "$cache/bin/.$p.new" && mv -Tf "$cache/bin/.$p.new" "$cache/bin/$p"
+  done
+}
+
+compile() { # component version directory: into a directory beside it, renamed when whole
+  local part="$3.part" line env=() args=() seen='' verb=(build)
+  while IFS= read -r line; do
+    if [ "$line" = -- ]; then seen=1; elif [ -z "$seen" ]; then env+=("$line"); else args+=("$line"); fi
+  done < <(recipe "$1" "$2")
+  [ "$1" = e2e.test ] && verb=(test -c -vet=off)
+  rm -rf "$part" && mkdir -p "$part"
+  local out="$part/"
+  [ "$1" = e2e.test ] && out="$part/e2e.test"
+  cd "$top/$(field "$1" 2)"
+  env GOFLAGS=-mod=readonly GOWORK=off "${env[@]}" go "${verb[@]}" -trimpath -buildvcs=false -o "$out" "${args[@]}"
+  rm -rf "$3" && mv "$part" "$3"
+}
+
+# Runs a command in the background, shows how long it has been at it, and on failure its log's end.
+attend() { # label log command...
+  local label=$1 log=$2 pid t0=$SECONDS rc=0 shown=0 d
+  shift 2
+  ("$@") </dev/null >"$log" 2>&1 &
+  pid=$!
+  while kill -0 "$pid" 2>/dev/null; do
+    d=$((SECONDS - t0))
+    if [ -t 2 ]; then
+      printf '\r\033[Kdeps: %s … %d s' "$label" "$d" >&2
+    elif [ $((d / 30)) -gt "$shown" ]; then
+      shown=$((d / 30))
+      say "$label … $d s"
+    fi
+    sleep 0.2
+  done
+  wait "$pid" || rc=$?
+  [ -t 2 ] && printf '\r\033[K' >&2
+  d=$((SECONDS - t0))
+  if [ "$rc" != 0 ]; then
+    say "$label FAILED after $d s (exit $rc); the end of $log:"
+    tail -n 25 "$log" | sed 's/^/    /' >&2
+    return "$rc"
+  fi
+  say "$label done in $d s"
+}
+
+apt_missing() {
+  local have p
+  have=$(dpkg-query -W -f '${db:Status-Abbrev}${Package}\n' "${packages[@]}" 2>/dev/null | sed -n 's/^ii *//p')
+  for p in "${packages[@]}"; do grep -qxF "$p" <<<"$have" || echo "$p"; done
+}
+
+apt_install() {
+  export DEBIAN_FRONTEND=noninteractive
+  apt-get update && apt-get install -y --no-install-recommends "$@"
+}
+
+debian() {
+  [ "${NODEAGENT_DEPS_APT:-1}" = 1 ] || return 0
+  command -v dpkg-query >/dev/null || { say "no dpkg here; install by hand: ${packages[*]}"; return 0; }
+  local missing
+  mapfile -t missing < <(apt_missing)
+  [ "${#missing[@]}" = 0 ] && return 0
+  [ "$(id -u)" = 0 ] || { say "missing Debian packages, and only root can install them: ${missing[*]}"; return 1; }
+  attend "Debian packages (${#missing[@]}: ${missing[*]})" "$cache/log/apt.log" apt_install "${missing[@]}"
+}
+
+list() {
+  local c v d
+  for c in $(names); do
+    v=$(pinned "$top/$(field "$c" 2)/go.mod" "$(field "$c" 3)")
+    d=$(place "$c" "$v")
+    made "$d" "$(field "$c" 4)" && printf '%-24s %-9s %s\n' "$c" "$v" "$d" || printf '%-24s %-9s %s\n' "$c" "$v" "not made yet"
+  done
+}
+
+main() {
+  command -v go >/dev/null || { say "no go command in PATH: install Go $(awk '$1 == "go" { print $2 }' "$top/go.mod") or newer first (https://go.dev/dl)"; exit 1; }
+  goversion=$(go_version)
+  [ "${1:-}" = --list ] && { list; exit; }
+  local c known
+  known=" $(names | tr '\n' ' ') "
+  for c in "$@"; do
+    case $known in *" $c "*) ;; *) say "no component $c; there are:$known"; exit 2 ;; esac
+  done
+  mkdir -p "$cache/bin" "$cache/log" || { say "cannot write to $cache: run as root, or set NODEAGENT_CACHE"; exit 1; }
+  exec 9>"$cache/.lock"
+  flock -n 9 || { say "another run holds $cache/.lock; waiting for it"; flock 9; }
+
+  local todo=() wanted=("$@") v d i=0 built=0
+  if [ $# = 0 ]; then
+    debian
+    for c in $(names); do case $on_demand in *" $c "*) ;; *) wanted+=("$c") ;; esac; done
+  fi
+  for c in "${wanted[@]}"; do
+    v=$(pinned "$top/$(field "$c" 2)/go.mod" "$(field "$c" 3)")
+    [ -n "$v" ] || { say "$c: $(field "$c" 2)/go.mod does not pin $(field "$c" 3)"; exit 1; }
+    d=$(place "$c" "$v")
+    if made "$d" "$(field "$c" 4)"; then enter "$d" "$(field "$c" 4)"; else todo+=("$c|$v|$d"); fi
+  done
+  for c in "${todo[@]}"; do
+    IFS='|' read -r c v d <<<"$c"
+    i=$((i + 1))
+    attend "[$i/${#todo[@]}] $c $v" "$cache/log/$c.log" compile "$c" "$v" "$d"
+    enter "$d" "$(field "$c" 4)"
+    built=$((built + 1))
+  done
+  say "${#wanted[@]} components in $cache/bin ($built built now)"
+}
+
+main "$@"
