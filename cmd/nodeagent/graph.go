@@ -12,6 +12,7 @@ import (
 	"go.etcd.io/bbolt"
 
 	"github.com/nodeagent/nodeagent/api"
+	"github.com/nodeagent/nodeagent/cri/containerd"
 )
 
 // graph is the daemon's wiring while it is being built: plain calls, in the
@@ -23,6 +24,8 @@ type graph struct {
 	routes map[string]http.Handler
 	parts  []part
 	begin  time.Time
+
+	containerd *containerd.Client
 }
 
 // assemble builds every room and returns the parts in starting order.
@@ -30,6 +33,9 @@ func assemble(p *process, db *bbolt.DB) ([]part, error) {
 	g := &graph{process: p, db: db, begin: time.Now(), routes: map[string]http.Handler{}}
 	g.health = newHealth(p.cfg.Node.Metrics, p.log)
 	g.add("metrics", g.health.Start, g.health.Stop)
+	if err := g.addContainerd(); err != nil {
+		return nil, err
+	}
 	if err := g.addAPI(); err != nil {
 		return nil, err
 	}
@@ -40,6 +46,32 @@ func (g *graph) add(name string, start, stop func(context.Context) error) {
 	g.parts = append(g.parts, part{name: name, start: start, stop: stop})
 }
 
+// addContainerd adds the connection to containerd, and before it the managed
+// containerd when there is one.
+func (g *graph) addContainerd() error {
+	cfg := g.cfg.Containerd
+	if cfg.Managed {
+		s, err := containerd.NewSupervisor(cfg, containerd.SupervisorDeps{Log: g.log, Dir: g.runPath("containerd")})
+		if err != nil {
+			return err
+		}
+		g.add("managed containerd", s.Start, s.Stop)
+		g.health.check("containerd", s.Ready)
+	}
+	c, err := containerd.New(cfg)
+	if err != nil {
+		return err
+	}
+	g.containerd = c
+	g.add("containerd client", c.Start, c.Stop)
+	return nil
+}
+
+// runPath returns a path under the run directory.
+func (g *graph) runPath(elem ...string) string {
+	return filepath.Join(append([]string{g.cfg.Node.RunDir}, elem...)...)
+}
+
 func (g *graph) addAPI() error {
 	g.routes["GET /v1/status"] = api.JSON(func(r *http.Request) (status, error) {
 		return status{
@@ -47,7 +79,7 @@ func (g *graph) addAPI() error {
 			Started: g.begin, Conditions: g.health.conditions(r.Context()),
 		}, nil
 	})
-	s, err := api.New(filepath.Join(g.cfg.Node.RunDir, "api.sock"), api.Deps{Log: g.log, Routes: g.routes})
+	s, err := api.New(g.runPath("api.sock"), api.Deps{Log: g.log, Routes: g.routes})
 	if err != nil {
 		return err
 	}

@@ -9,9 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
+	"golang.org/x/mod/semver"
 )
 
 // Namespace is containerd's namespace of all objects that nodeagent makes; the
@@ -101,15 +103,42 @@ func New(cfg Config) (*Client, error) {
 	return &Client{cfg: cfg}, nil
 }
 
-// Start connects; it fails when the socket does not answer within DialTimeout.
-func (c *Client) Start(_ context.Context) error {
+// MinVersion is the oldest containerd that has all that is used here: the
+// transfer service with hosts directories and progress.
+const MinVersion = "2.1.0"
+
+// ErrTooOld: the containerd that answers is older than MinVersion.
+var ErrTooOld = errors.New("containerd is too old")
+
+// Start connects; it fails when containerd does not answer within DialTimeout
+// or is older than MinVersion.
+func (c *Client) Start(ctx context.Context) error {
 	cc, err := client.New(c.cfg.Address,
 		client.WithDefaultNamespace(Namespace), client.WithTimeout(c.cfg.DialTimeout))
 	if err != nil {
 		return fmt.Errorf("connect to containerd at %s: %w", c.cfg.Address, err)
 	}
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.DialTimeout)
+	defer cancel()
+	v, err := cc.Version(ctx)
+	if err != nil {
+		return errors.Join(fmt.Errorf("ask containerd at %s for its version: %w", c.cfg.Address, err), cc.Close())
+	}
+	if semver.Compare(canonical(v.Version), "v"+MinVersion) < 0 {
+		return errors.Join(fmt.Errorf("%w: %s answers at %s, %s or newer is needed",
+			ErrTooOld, v.Version, c.cfg.Address, MinVersion), cc.Close())
+	}
 	c.c = cc
 	return nil
+}
+
+// canonical turns "2.4.2", "v2.4.2" and "1.6.20~ds1" into what semver compares.
+func canonical(version string) string {
+	v := "v" + strings.TrimPrefix(version, "v")
+	if i := strings.IndexAny(v, "~+"); i >= 0 {
+		v = v[:i]
+	}
+	return v
 }
 
 // Stop closes the connection; containerd and all it runs go on.
