@@ -70,6 +70,7 @@ func run(parent context.Context, p *process) (retErr error) {
 	defer func() { retErr = errors.Join(retErr, db.Close()) }()
 
 	p.log.InfoContext(ctx, "starting", "version", version, "node", p.cfg.Node.Name, "config", p.file)
+	reportMachine(ctx, p.log, p.cfg)
 	parts, err := assemble(p, db)
 	if err != nil {
 		return err

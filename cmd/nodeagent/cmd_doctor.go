@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"log/slog"
+
+	"github.com/spf13/cobra"
+
+	"github.com/nodeagent/nodeagent/cmd/nodeagent/config"
+	"github.com/nodeagent/nodeagent/cmd/nodeagent/doctor"
+)
+
+func doctorCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "doctor",
+		Short: "Look what this machine lacks, and what it costs",
+		Args:  noArgs,
+	}
+	file, format := configFlag(cmd), outputFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, findings := doctorConfig(*file)
+		findings = append(findings, doctor.Run(cmd.Context(), doctor.Checks(doctorOptions(cfg)))...)
+		findings = append(findings, doctorDaemon(cmd)...)
+		t := &table{header: []string{"LEVEL", "CHECK", "DETAIL", "HINT"}}
+		for _, f := range findings {
+			t.add(string(f.Level), f.Check, f.Detail, f.Hint)
+		}
+		if err := render(cmd.OutOrStdout(), *format, findings, t); err != nil {
+			return err
+		}
+		if doctor.Worst(findings) == doctor.Fail {
+			return errUnhealthy
+		}
+		return nil
+	}
+	return cmd
+}
+
+// doctorConfig falls back to the defaults when the file is absent or faulty.
+func doctorConfig(file string) (*config.Configuration, []doctor.Finding) {
+	cfg, err := config.Load(file)
+	if err != nil {
+		return config.Default(), []doctor.Finding{{
+			Check: "configuration", Level: doctor.Warn, Detail: err.Error(), Hint: "the checks below assume the defaults",
+		}}
+	}
+	return cfg, []doctor.Finding{{Check: "configuration", Level: doctor.OK, Detail: file}}
+}
+
+// doctorDaemon asks the daemon how its parts are.
+func doctorDaemon(cmd *cobra.Command) []doctor.Finding {
+	var s status
+	if err := client(cmd).Get(cmd.Context(), "/v1/status", &s); err != nil {
+		return []doctor.Finding{{Check: "daemon", Level: doctor.Warn, Detail: err.Error(), Hint: "systemctl status nodeagent"}}
+	}
+	out := []doctor.Finding{{Check: "daemon", Level: doctor.OK, Detail: s.Version + " runs"}}
+	for _, c := range s.Conditions {
+		if !c.Ready {
+			out = append(out, doctor.Finding{Check: "daemon: " + c.Part, Level: doctor.Fail, Detail: c.Message})
+		}
+	}
+	return out
+}
+
+func doctorOptions(cfg *config.Configuration) doctor.Options {
+	o := doctor.Options{Path: cfg.Containerd.Path}
+	if !cfg.Containerd.Managed {
+		o.ContainerdSocket = cfg.Containerd.Address
+	}
+	return o
+}
+
+// reportMachine logs what the machine lacks, once, at start.
+func reportMachine(ctx context.Context, log *slog.Logger, cfg *config.Configuration) {
+	for _, f := range doctor.Run(ctx, doctor.Checks(doctorOptions(cfg))) {
+		switch f.Level {
+		case doctor.OK:
+			log.DebugContext(ctx, "machine check", "check", f.Check, "detail", f.Detail)
+		case doctor.Warn:
+			log.WarnContext(ctx, "machine lacks something", "check", f.Check, "detail", f.Detail, "hint", f.Hint)
+		case doctor.Fail:
+			log.ErrorContext(ctx, "machine lacks something", "check", f.Check, "detail", f.Detail, "hint", f.Hint)
+		}
+	}
+}
