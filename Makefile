@@ -6,9 +6,9 @@ SHELL := /bin/bash
 
 CACHE   := $(or $(NODEAGENT_CACHE),/var/cache/nodeagent)
 TOOLS   := $(CACHE)/bin
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+VERSION ?= v0.1.0-$(shell git rev-parse --short HEAD 2>/dev/null || echo devel)
 MODULE  := github.com/nodeagent/nodeagent
-LDFLAGS := -s -w -X $(MODULE)/cmd/nodeagent/version.version=$(VERSION)
+LDFLAGS := -s -w -X main.version=$(VERSION)
 COMMANDS = $(notdir $(wildcard cmd/nodeagent*))
 export PATH := $(TOOLS):$(PATH)
 

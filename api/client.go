@@ -15,7 +15,7 @@ import (
 	"syscall"
 )
 
-// ErrNoDaemon: nothing answers on the socket.
+// ErrNoDaemon says that nothing answers on the socket.
 var ErrNoDaemon = errors.New("nodeagent is not running")
 
 // maxAnswer bounds what a client reads of one answer, in bytes.

@@ -66,7 +66,7 @@ func (s *Server) Start(ctx context.Context) error {
 	go func() {
 		defer close(s.done)
 		if err := s.http.Serve(lis); !errors.Is(err, http.ErrServerClosed) {
-			s.log.Error("local api stopped", "err", err)
+			s.log.ErrorContext(ctx, "local api stopped", "err", err)
 		}
 	}()
 	return nil

@@ -118,7 +118,7 @@ func (h *health) Start(ctx context.Context) error {
 	go func() {
 		defer close(h.done)
 		if err := h.server.Serve(lis); !errors.Is(err, http.ErrServerClosed) {
-			h.log.Error("metrics listener stopped", "err", err)
+			h.log.ErrorContext(ctx, "metrics listener stopped", "err", err)
 		}
 	}()
 	return nil

@@ -8,7 +8,7 @@ import (
 	"log/slog"
 
 	"github.com/go-logr/logr"
-	"k8s.io/klog/v2"
+	"k8s.io/klog/v2" //nolint:depguard // the one bridge from client-go's klog
 
 	"github.com/nodeagent/nodeagent/cmd/nodeagent/config"
 )

@@ -39,7 +39,7 @@ func main() {
 
 // execute runs one command line and returns its exit code.
 func execute(ctx context.Context, args []string) int {
-	root := newRoot()
+	root := newRoot() //nolint:contextcheck // cobra hands the context to the command
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err == nil {

@@ -107,7 +107,7 @@ func New(cfg Config) (*Client, error) {
 // transfer service with hosts directories and progress.
 const MinVersion = "2.1.0"
 
-// ErrTooOld: the containerd that answers is older than MinVersion.
+// ErrTooOld says that the containerd that answers is older than MinVersion.
 var ErrTooOld = errors.New("containerd is too old")
 
 // Start connects; it fails when containerd does not answer within DialTimeout

@@ -55,7 +55,7 @@ func (s *Supervisor) spawn(conf, sum string) (*managedProcess, error) {
 		return nil, errors.Join(err, cmd.Process.Kill(), cmd.Wait())
 	}
 	go func() {
-		_ = cmd.Wait() //nolint:errcheck // how it ended is in its own messages
+		_ = cmd.Wait() // how it ended is in its own messages
 		close(run.done)
 	}()
 	if err := s.record(run.pid, sum); err != nil {

@@ -66,13 +66,10 @@ func Parse(name string, data []byte) (*Configuration, error) {
 	var faults []Fault
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	dec.KnownFields(true)
-	switch err := dec.Decode(c); {
-	case err == nil:
-		if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
-			faults = append(faults, Fault{Text: "more than one document in the file"})
-		}
-	default:
+	if err := dec.Decode(c); err != nil {
 		faults = append(faults, typeFaults(err)...)
+	} else if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		faults = append(faults, Fault{Text: "more than one document in the file"})
 	}
 	for _, err := range leaves(c.complete()) {
 		faults = append(faults, located(&root, err))
@@ -92,8 +89,10 @@ func checkHeader(name string, root *yaml.Node) error {
 		case node == nil:
 			faults = append(faults, Fault{Text: fmt.Sprintf("%s: missing, want %q", field, want)})
 		case node.Value != want:
-			faults = append(faults, Fault{Line: node.Line,
-				Text: fmt.Sprintf("%s: %q is not supported, this version reads %q", field, node.Value, want)})
+			faults = append(faults, Fault{
+				Line: node.Line,
+				Text: fmt.Sprintf("%s: %q is not supported, this version reads %q", field, node.Value, want),
+			})
 		}
 	}
 	if len(faults) == 0 {
@@ -140,7 +139,7 @@ func leaves(err error) []error {
 		return nil
 	}
 	var out []error
-	if j, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // flattening a join needs its own shape
+	if j, ok := err.(interface{ Unwrap() []error }); ok {
 		for _, e := range j.Unwrap() {
 			out = append(out, leaves(e)...)
 		}
@@ -182,6 +181,7 @@ func lookup(n *yaml.Node, steps []string) *yaml.Node {
 
 func child(n *yaml.Node, step string) *yaml.Node {
 	switch n.Kind {
+	default: // a scalar has no children
 	case yaml.MappingNode:
 		for i := 0; i+1 < len(n.Content); i += 2 {
 			if n.Content[i].Value == step {

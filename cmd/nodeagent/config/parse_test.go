@@ -17,13 +17,17 @@ func TestParseReportsAllFaultsWithLines(t *testing.T) {
 		want     []string
 	}{
 		{"empty", "", []string{`c.yaml: apiVersion: missing`, `c.yaml: kind: missing`}},
-		{"newer version", "apiVersion: nodeagent.dev/v2\nkind: NodeAgentConfiguration\n",
-			[]string{`c.yaml:1: apiVersion: "nodeagent.dev/v2" is not supported`}},
-		{"unknown and wrong", header + "log:\n  level: loud\n  colour: red\nnode:\n  runDir: run\n  metrics: 9470\n",
+		{
+			"newer version", "apiVersion: nodeagent.dev/v2\nkind: NodeAgentConfiguration\n",
+			[]string{`c.yaml:1: apiVersion: "nodeagent.dev/v2" is not supported`},
+		},
+		{
+			"unknown and wrong", header + "log:\n  level: loud\n  colour: red\nnode:\n  runDir: run\n  metrics: 9470\n",
 			[]string{
 				`c.yaml:4: log.level: "loud" is not one of`, `c.yaml:5: unknown field "colour"`,
 				`c.yaml:7: node.runDir: "run" is not an absolute path`, `c.yaml:8: node.metrics: `,
-			}},
+			},
+		},
 		{"wrong type", header + "containerd:\n  managed: maybe\n", []string{"c.yaml:4: cannot unmarshal"}},
 		{"duplicate key", header + "log: {level: info}\nlog: {level: info}\n", []string{`c.yaml:4: mapping key "log" already defined`}},
 		{"two documents", header + "---\n" + header, []string{"c.yaml: more than one document"}},
