@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -67,6 +68,8 @@ func newRoot() *cobra.Command {
 		Long: "nodeagent serves the CRI to the kubelet, is the node's CNI plugin with an eBPF data path,\n" +
 			"and a CSI driver for local volumes.\n\n" +
 			"Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the daemon does not answer, 4 something is unhealthy.",
+		Args:          noCommand,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
@@ -86,6 +89,18 @@ func versionCommand() *cobra.Command {
 			return err
 		},
 	}
+}
+
+// noCommand refuses a word that names no command, and suggests near ones.
+func noCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	hint := ""
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		hint = "; did you mean " + strings.Join(near, " or ") + "?"
+	}
+	return fmt.Errorf("%w: unknown command %q%s", errUsage, args[0], hint)
 }
 
 // noArgs refuses arguments as wrong usage.
