@@ -28,11 +28,7 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(env *testscript.Env) error {
-			dir, err := os.MkdirTemp("", "na") // a socket's path has to be short
-			if err != nil {
-				return err
-			}
-			env.Defer(func() { _ = os.RemoveAll(dir) })
+			dir := t.TempDir() // shorter than the script's own, for sockets
 			env.Setenv("RUN", dir)
 			conf := fmt.Sprintf("apiVersion: nodeagent.dev/v1alpha1\nkind: NodeAgentConfiguration\n"+
 				"node: {name: n1, runDir: %s, metrics: \"\"}\n", dir)
