@@ -9,23 +9,29 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+
+	"github.com/nodeagent/nodeagent/cni/ipam"
+	"github.com/nodeagent/nodeagent/cni/link"
+	"github.com/nodeagent/nodeagent/cni/netns"
 )
 
 // Errors of the four verbs. The CNI program maps them to the codes of the CNI
 // specification, the CRI to gRPC codes; nobody else does.
 var (
 	// ErrExhausted: no free address is left in the ranges that apply.
-	ErrExhausted = errors.New("address range exhausted")
+	ErrExhausted = ipam.ErrExhausted
 	// ErrNotReady: the daemon cannot serve Attach yet (no pod CIDR, not recovered).
 	ErrNotReady = errors.New("network not ready")
 	// ErrNetNS: the path does not name a network namespace.
-	ErrNetNS = errors.New("not a network namespace")
+	ErrNetNS = netns.ErrNotNetNS
 	// ErrExists: the interface exists in the namespace and is not ours.
-	ErrExists = errors.New("interface already exists")
+	ErrExists = link.ErrExists
 	// ErrUnknown: no such attachment.
 	ErrUnknown = errors.New("unknown attachment")
 	// ErrInvalid: a field of the request is malformed.
 	ErrInvalid = errors.New("invalid request")
+	// ErrBroken: the attachment is not, or no longer, as Attach left it.
+	ErrBroken = link.ErrBroken
 )
 
 // Key names one attachment: an interface of a sandbox (or CNI container).
@@ -69,12 +75,16 @@ type Bandwidth struct {
 // Request asks for one attachment.
 type Request struct {
 	Key
+	// Network says who asks: empty for the CRI in this process, else the name
+	// of the CNI network. Collect leaves other networks' attachments alone.
+	Network string `json:"network,omitempty"`
 	// NetNS is the path of the pinned network namespace.
 	NetNS        string        `json:"netns"`
 	Pod          Pod           `json:"pod,omitzero"`
 	PortMappings []PortMapping `json:"portMappings,omitempty"`
 	Bandwidth    Bandwidth     `json:"bandwidth,omitzero"`
-	// Addrs asks for these addresses; empty means: allocate one per family.
+	// Addrs asks for these addresses, at most one per family; a family of the
+	// pool that is not among them is allocated.
 	Addrs []netip.Addr `json:"addrs,omitempty"`
 	// MAC asks for this hardware address inside the pod; nil means: choose one.
 	MAC net.HardwareAddr `json:"mac,omitempty"`
