@@ -141,6 +141,12 @@ const (
 
 // System is the part of the machine that Build has to ask. All its errors are reported with the field they were met in.
 type System interface {
+	Files
+	SELinux
+}
+
+// Files is what Build asks of the host's file systems.
+type Files interface {
 	// Source returns path with its links resolved; an absent path is made a directory (0755) first when create is set.
 	Source(path string, create bool) (string, error)
 	// Propagation returns that of the mount which holds path, and its mount point.
@@ -149,8 +155,15 @@ type System interface {
 	Devices(path string) ([]specs.LinuxDevice, error)
 	// ReadFile reads a small file of the host: a seccomp profile, the list of loaded AppArmor profiles.
 	ReadFile(path string) ([]byte, error)
-	// Labels returns fresh SELinux labels for label options ("user:", "role:", "type:", "level:" or "disable").
+}
+
+// SELinux is what Build asks of SELinux, and only on a host that has it enabled.
+type SELinux interface {
+	// Labels reserves SELinux labels for label options ("user:", "role:", "type:", "level:" or "disable"); none means a
+	// fresh pair of categories.
 	Labels(options []string) (Labels, error)
+	// Release gives back the categories of a process label.
+	Release(process string)
 	// Relabel gives path and all below it the label; a file system without labels is not an error.
 	Relabel(path, label string) error
 }
