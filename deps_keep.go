@@ -40,6 +40,7 @@ import (
 	_ "github.com/cyphar/filepath-securejoin"
 	_ "github.com/distribution/reference"
 	_ "github.com/docker/go-units"
+	_ "github.com/fsnotify/fsnotify"
 	_ "github.com/google/uuid"
 	_ "github.com/kubernetes-csi/csi-lib-utils/protosanitizer"
 	_ "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
