@@ -12,7 +12,9 @@ import (
 	"go.etcd.io/bbolt"
 
 	"github.com/nodeagent/nodeagent/api"
+	"github.com/nodeagent/nodeagent/cni"
 	"github.com/nodeagent/nodeagent/cri/containerd"
+	"github.com/nodeagent/nodeagent/dataplane"
 )
 
 // graph is the daemon's wiring while it is being built: plain calls, in the
@@ -26,6 +28,9 @@ type graph struct {
 	begin  time.Time
 
 	containerd *containerd.Client
+	dataplane  *dataplane.Dataplane
+	// network is nil when pods use a foreign conflist.
+	network *cni.Network
 }
 
 // assemble builds every room and returns the parts in starting order.
@@ -36,8 +41,10 @@ func assemble(p *process, db *bbolt.DB) ([]part, error) {
 	if err := g.addContainerd(); err != nil {
 		return nil, err
 	}
-	if err := g.addAPI(); err != nil {
-		return nil, err
+	for _, add := range []func() error{g.addNetwork, g.addKubernetes, g.addAPI} {
+		if err := add(); err != nil {
+			return nil, err
+		}
 	}
 	return g.parts, nil
 }

@@ -5,9 +5,12 @@ package config
 import (
 	"errors"
 	"fmt"
-	"strings"
+	"net/netip"
 
+	"github.com/nodeagent/nodeagent/cni"
 	"github.com/nodeagent/nodeagent/cri/containerd"
+	"github.com/nodeagent/nodeagent/dataplane"
+	"github.com/nodeagent/nodeagent/kube"
 )
 
 // Configuration is the whole file. Each section belongs to one room, which
@@ -18,6 +21,37 @@ type Configuration struct {
 	Node       Node              `yaml:"node"`
 	Log        Log               `yaml:"log"`
 	Containerd containerd.Config `yaml:"containerd"`
+	Network    Network           `yaml:"network"`
+	Dataplane  dataplane.Config  `yaml:"dataplane"`
+	Kubernetes kube.Config       `yaml:"kubernetes"`
+}
+
+// Network is the pod network: addresses and links, and what of the data path
+// is about this node.
+type Network struct {
+	// Enabled gives pods a network and serves the CNI program; without it pods
+	// use the conflist that the CRI finds.
+	Enabled bool `yaml:"enabled"`
+	// NodeAddrs are the node's own addresses, primary first in each family;
+	// empty: those of the Node object, or of the interface of the default route.
+	NodeAddrs []netip.Addr `yaml:"nodeAddrs"`
+	// Masquerade translates pod sources that leave the cluster to a node address.
+	Masquerade bool `yaml:"masquerade"`
+	// NonMasqueradeCIDRs are destinations that see the pod's own address.
+	NonMasqueradeCIDRs []netip.Prefix `yaml:"nonMasqueradeCIDRs"`
+	// Peers are the other nodes where no API server says them.
+	Peers []Peer `yaml:"peers"`
+
+	cni.Config `yaml:",inline"`
+}
+
+// Peer is another node.
+type Peer struct {
+	Name     string         `yaml:"name"`
+	Addrs    []netip.Addr   `yaml:"addrs"`
+	PodCIDRs []netip.Prefix `yaml:"podCIDRs"`
+	// Mode is native, vxlan or auto (the default).
+	Mode string `yaml:"mode"`
 }
 
 // Default returns the configuration of an ordinary node.
@@ -28,6 +62,9 @@ func Default() *Configuration {
 		Node:       defaultNode(),
 		Log:        Log{Level: "info", Format: "text"},
 		Containerd: containerd.Default(),
+		Network:    Network{Enabled: true, Masquerade: true, Config: cni.Default()},
+		Dataplane:  dataplane.Default(),
+		Kubernetes: kube.Default(),
 	}
 }
 
@@ -42,6 +79,9 @@ func (c *Configuration) complete() error {
 		}
 		c.Node.Name = name
 	}
+	if c.Kubernetes.NodeName == "" {
+		c.Kubernetes.NodeName = c.Node.Name
+	}
 	sections := []struct {
 		name string
 		err  error
@@ -49,10 +89,26 @@ func (c *Configuration) complete() error {
 		{"node", c.Node.validate()},
 		{"log", c.Log.validate()},
 		{"containerd", c.Containerd.Validate()},
+		{"network", c.Network.validate()},
+		{"dataplane", c.Dataplane.Validate()},
+		{"kubernetes", c.Kubernetes.Validate()},
 	}
 	for _, s := range sections {
 		for _, err := range leaves(s.err) {
-			errs = append(errs, fmt.Errorf("%s.%s", s.name, strings.TrimPrefix(err.Error(), s.name+".")))
+			errs = append(errs, fmt.Errorf("%s.%w", s.name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (n Network) validate() error {
+	errs := []error{n.Validate()}
+	for i, p := range n.Peers {
+		if p.Name == "" || len(p.Addrs) == 0 {
+			errs = append(errs, fmt.Errorf("peers[%d]: a name and an address are needed", i))
+		}
+		if p.Mode != "" && !oneOf(p.Mode, "auto", "native", "vxlan") {
+			errs = append(errs, fmt.Errorf("peers[%d].mode: %q is not one of auto, native, vxlan", i, p.Mode))
 		}
 	}
 	return errors.Join(errs...)

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+
+	"github.com/nodeagent/nodeagent/cni"
+	"github.com/nodeagent/nodeagent/dataplane"
+	"github.com/nodeagent/nodeagent/kube"
+)
+
+// addNetwork adds the data path and, above it, the pod network.
+func (g *graph) addNetwork() error {
+	cfg := g.cfg.Network
+	dp, err := dataplane.New(g.cfg.Dataplane, dataplane.Deps{Log: g.log})
+	if err != nil {
+		return err
+	}
+	g.dataplane = dp
+	g.add("data path", func(ctx context.Context) error { return dp.SetNode(ctx, g.baseNode()) }, nil)
+	if !cfg.Enabled {
+		return nil
+	}
+	n, err := cni.New(cfg.Config, cni.Deps{DB: g.db, Dataplane: dp, Log: g.log})
+	if err != nil {
+		return err
+	}
+	g.network = n
+	g.add("pod network", n.Start, n.Stop)
+	g.health.check("network", n.Status)
+	return nil
+}
+
+// baseNode is what configuration says of this node; the Node object adds to it.
+func (g *graph) baseNode() dataplane.Node {
+	cfg := g.cfg.Network
+	return dataplane.Node{
+		Name: g.cfg.Node.Name, Addrs: cfg.NodeAddrs, PodCIDRs: cfg.PodCIDRs,
+		Uplinks: g.cfg.Dataplane.Uplinks, Masquerade: cfg.Masquerade,
+		NonMasqueradeCIDRs: cfg.NonMasqueradeCIDRs,
+	}
+}
+
+// addKubernetes adds the watcher of the API server or of a directory of
+// manifests. Without either, configuration alone says who the peers are.
+func (g *graph) addKubernetes() error {
+	cfg := g.cfg.Kubernetes
+	if !cfg.Enabled() {
+		peers := g.configuredPeers()
+		g.add("configured peers", func(ctx context.Context) error {
+			return g.dataplane.UpdatePeers(ctx, peers)
+		}, nil)
+		return nil
+	}
+	client, err := kube.Connect(cfg, version)
+	if err != nil {
+		return err
+	}
+	deps := kube.Deps{
+		Log: g.log, Metrics: g.health.registry, Client: client,
+		BaseNode: g.baseNode(), Node: g.dataplane, Peers: g.dataplane,
+	}
+	if g.network != nil {
+		deps.PodCIDRs = g.network
+	}
+	if g.cfg.Dataplane.Services {
+		deps.Services = g.dataplane
+	}
+	w, err := kube.New(cfg, deps)
+	if err != nil {
+		return err
+	}
+	g.add("kubernetes watcher", w.Start, w.Stop)
+	return nil
+}
+
+func (g *graph) configuredPeers() []dataplane.Peer {
+	out := make([]dataplane.Peer, 0, len(g.cfg.Network.Peers))
+	for _, p := range g.cfg.Network.Peers {
+		out = append(out, dataplane.Peer{Name: p.Name, Addrs: p.Addrs, PodCIDRs: p.PodCIDRs, Mode: p.Mode})
+	}
+	return out
+}
