@@ -32,6 +32,11 @@ func (n *Network) Attach(ctx context.Context, req Request) (*Result, error) {
 	if err := n.Status(ctx); err != nil {
 		return nil, fmt.Errorf("attach %s: %w", req.Key, err)
 	}
+	leave, err := n.enter()
+	if err != nil {
+		return nil, fmt.Errorf("attach %s: %w", req.Key, err)
+	}
+	defer leave()
 	ns, err := n.openPod(req.NetNS)
 	if err != nil {
 		return nil, fmt.Errorf("attach %s: %w", req.Key, err)
@@ -58,6 +63,9 @@ func (n *Network) attachLocked(ctx context.Context, req Request, pool string, ns
 			return nil, fmt.Errorf("replace what was there: %w", err)
 		}
 	}
+	if err := n.queue.Forget(req.ContainerID, req.IfName); err != nil {
+		return nil, fmt.Errorf("forget an older delete: %w", err)
+	}
 	rec := n.newRecord(req, ns)
 	if err := n.runSteps(ctx, n.attachSteps(&rec, pool, ns)); err != nil {
 		return nil, n.noteUndone(rec, err)
@@ -74,7 +82,7 @@ func (n *Network) openPod(path string) (*netns.NS, error) {
 		return nil, err
 	}
 	if ns.Inode() == n.host.Inode() {
-		return nil, errors.Join(fmt.Errorf("%w: %s is the node's own network namespace", ErrInvalid, path), ns.Close())
+		return nil, errors.Join(fmt.Errorf("%w of a pod: %s is the node's own", ErrNetNS, path), ns.Close())
 	}
 	return ns, nil
 }

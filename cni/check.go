@@ -27,6 +27,11 @@ func (n *Network) check(ctx context.Context, req Request) error {
 	if err := req.Key.validate(); err != nil {
 		return err
 	}
+	leave, err := n.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
 	unlock, err := n.locks.lock(ctx, req.Key)
 	if err != nil {
 		return err

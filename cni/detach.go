@@ -23,6 +23,11 @@ func (n *Network) detachIf(ctx context.Context, k Key, still func(record) bool) 
 	if err := k.validate(); err != nil {
 		return fmt.Errorf("detach %s: %w", k, err)
 	}
+	leave, err := n.enter()
+	if err != nil {
+		return fmt.Errorf("detach %s: %w", k, err)
+	}
+	defer leave()
 	unlock, err := n.locks.lock(ctx, k)
 	if err != nil {
 		return fmt.Errorf("detach %s: %w", k, err)

@@ -18,6 +18,7 @@ import (
 	"github.com/nodeagent/nodeagent/cni/ipam"
 	"github.com/nodeagent/nodeagent/cni/link"
 	"github.com/nodeagent/nodeagent/cni/netns"
+	"github.com/nodeagent/nodeagent/cni/shim"
 	"github.com/nodeagent/nodeagent/dataplane"
 )
 
@@ -67,9 +68,15 @@ type Network struct {
 	cidrs  []netip.Prefix
 	mtu    mtus
 
+	// queue has the deletes that came while the daemon was away; queueLock is
+	// held from Start to Open.
+	queue     shim.Queue
+	queueLock *shim.Lock
+
 	// dead wakes the reaper; it has room for one signal.
 	dead chan struct{}
 	stop context.CancelFunc
+	// done counts background work and verbs under way.
 	done sync.WaitGroup
 	// suspects are what reconciliation saw without a pod at its last look.
 	suspects map[string]bool
@@ -96,6 +103,7 @@ func New(cfg Config, deps Deps) (*Network, error) {
 	}
 	n := &Network{
 		cfg: cfg, deps: deps, dp: deps.Dataplane, log: deps.Log,
+		queue:     shim.Queue{Dir: cfg.QueueDir},
 		book:      ipam.NewBook(deps.DB, cfg.Quarantine, deps.Now),
 		records:   &records{db: deps.DB, all: map[Key]record{}},
 		dead:      make(chan struct{}, 1),
@@ -110,7 +118,8 @@ func New(cfg Config, deps Deps) (*Network, error) {
 
 // Start reads the records, finishes what a crash interrupted, tells the data
 // path about the attachments that are in place, and prunes what has no owner.
-// Attach is refused with ErrNotReady before it has returned.
+// Every verb is refused with ErrNotReady before it has returned. Open completes
+// it once the local API answers.
 func (n *Network) Start(ctx context.Context) (retErr error) {
 	if err := errors.Join(n.book.Load(), n.records.load()); err != nil {
 		return err
@@ -128,13 +137,16 @@ func (n *Network) Start(ctx context.Context) (retErr error) {
 	defer func() {
 		if retErr != nil {
 			n.wire.Close()
-			retErr = errors.Join(retErr, n.host.Close())
+			retErr = errors.Join(retErr, n.closeQueue(), n.host.Close())
 		}
 	}()
 	if err := n.detectMTU(ctx); err != nil {
 		return err
 	}
 	if err := n.recoverAll(ctx); err != nil {
+		return err
+	}
+	if err := n.openQueue(ctx); err != nil {
 		return err
 	}
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -145,7 +157,8 @@ func (n *Network) Start(ctx context.Context) (retErr error) {
 	return nil
 }
 
-// Stop waits for the background work; pods keep their network.
+// Stop refuses new verbs, waits for those under way and for the background
+// work; pods keep their network.
 func (n *Network) Stop(context.Context) error {
 	if n.stop == nil {
 		return nil
@@ -154,7 +167,18 @@ func (n *Network) Stop(context.Context) error {
 	n.stop()
 	n.done.Wait()
 	n.wire.Close()
-	return n.host.Close()
+	return errors.Join(n.closeQueue(), n.host.Close())
+}
+
+// enter begins a verb; leave ends it.
+func (n *Network) enter() (leave func(), err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.served {
+		return nil, fmt.Errorf("%w: the daemon is starting or stopping", ErrNotReady)
+	}
+	n.done.Add(1)
+	return n.done.Done, nil
 }
 
 func (n *Network) setServed(v bool) {

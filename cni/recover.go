@@ -103,6 +103,11 @@ func (n *Network) reconcileLoop(ctx context.Context) {
 // namespace is gone or another one, and a link that no attachment has. A
 // removal that failed earlier is tried again at once. It goes on past errors.
 func (n *Network) Reconcile(ctx context.Context) error {
+	leave, err := n.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
 	seen := map[string]bool{}
 	links := map[string]bool{}
 	owned := map[string]bool{}
@@ -114,7 +119,7 @@ func (n *Network) Reconcile(ctx context.Context) error {
 		links[l.Name] = true
 	}
 	// The records are read after the links: a link made in between has one.
-	var errs []error
+	errs := []error{n.replayLate(ctx)}
 	for k, rec := range n.records.list() {
 		owned[rec.Result.HostIfName] = true
 		switch {
@@ -171,6 +176,11 @@ func (n *Network) setSuspects(seen map[string]bool) {
 // process) whose key is not in valid. The caller promises that no Attach or
 // Detach of that network is under way. It goes on past errors.
 func (n *Network) Collect(ctx context.Context, network string, valid []Key) error {
+	leave, err := n.enter()
+	if err != nil {
+		return fmt.Errorf("collect: %w", err)
+	}
+	defer leave()
 	keep := map[Key]bool{}
 	for _, k := range valid {
 		keep[k] = true
