@@ -70,7 +70,7 @@ func (n *Network) attachLocked(ctx context.Context, req Request, pool string, ns
 	if err := n.runSteps(ctx, n.attachSteps(&rec, pool, ns)); err != nil {
 		return nil, n.noteUndone(rec, err)
 	}
-	n.log.Info("pod attached", "attachment", req.Key, "pod_namespace", req.Pod.Namespace, "pod_name", req.Pod.Name,
+	n.log.InfoContext(ctx, "pod attached", "attachment", req.Key, "pod_namespace", req.Pod.Namespace, "pod_name", req.Pod.Name,
 		"addrs", rec.Result.Addrs, "host_interface", rec.Result.HostIfName)
 	return &rec.Result, nil
 }
@@ -105,7 +105,7 @@ func (n *Network) newRecord(req Request, ns *netns.NS) record {
 func (n *Network) attachSteps(rec *record, pool string, ns *netns.NS) []step {
 	return []step{
 		{
-			name: "reserve",
+			name: "reserve", anchor: true,
 			do:   func(context.Context) error { return n.reserve(rec, pool) },
 			undo: func(context.Context) error { return n.release(rec.Request.Key) },
 		},

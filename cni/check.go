@@ -24,7 +24,7 @@ func (n *Network) Check(ctx context.Context, req Request) error {
 }
 
 func (n *Network) check(ctx context.Context, req Request) error {
-	if err := req.Key.validate(); err != nil {
+	if err := req.validate(); err != nil {
 		return err
 	}
 	leave, err := n.enter()

@@ -46,7 +46,7 @@ func (n *Network) detachIf(ctx context.Context, k Key, still func(record) bool) 
 		return fmt.Errorf("detach %s: %w", k, err)
 	}
 	if ok {
-		n.log.Info("pod detached", "attachment", k, "pod_namespace", rec.Request.Pod.Namespace,
+		n.log.InfoContext(ctx, "pod detached", "attachment", k, "pod_namespace", rec.Request.Pod.Namespace,
 			"pod_name", rec.Request.Pod.Name, "addrs", rec.Result.Addrs)
 	}
 	return nil
@@ -89,7 +89,7 @@ func (n *Network) reapLoop(ctx context.Context) {
 		select {
 		case <-n.dead:
 			if err := n.wire.Reap(ctx); err != nil {
-				n.log.Warn("retired links not deleted yet", "err", err)
+				n.log.WarnContext(ctx, "retired links not deleted yet", "err", err)
 			}
 		case <-ctx.Done():
 			return

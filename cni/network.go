@@ -191,7 +191,7 @@ func (n *Network) setServed(v bool) {
 // kubelet's UpdateRuntimeConfig or from configuration. They are remembered
 // across a restart of the daemon. Addresses in ranges that are gone stay valid
 // until their pods end. After an error the old ranges stay.
-func (n *Network) SetPodCIDRs(_ context.Context, cidrs []netip.Prefix) error {
+func (n *Network) SetPodCIDRs(ctx context.Context, cidrs []netip.Prefix) error {
 	if len(cidrs) == 0 {
 		return fmt.Errorf("%w: no pod CIDR", ErrInvalid)
 	}
@@ -204,7 +204,7 @@ func (n *Network) SetPodCIDRs(_ context.Context, cidrs []netip.Prefix) error {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	n.cidrs = slices.Clone(cidrs)
-	n.log.Info("pod cidrs set", "pod_cidrs", cidrs)
+	n.log.InfoContext(ctx, "pod cidrs set", "pod_cidrs", cidrs)
 	return n.deps.DB.Update(func(tx *bbolt.Tx) error {
 		root, err := tx.CreateBucketIfNotExists([]byte(bucket))
 		if err != nil {

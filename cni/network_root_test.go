@@ -27,45 +27,41 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // requireRoot fails without root, so that a run cannot silently leave such tests out.
-func requireRoot(t testing.TB) {
-	t.Helper()
+func requireRoot(tb testing.TB) {
+	tb.Helper()
 	if os.Getenv("NODEAGENT_SKIP_ROOT") == "1" {
-		t.Skip("NODEAGENT_SKIP_ROOT=1")
+		tb.Skip("NODEAGENT_SKIP_ROOT=1")
 	}
 	if os.Getuid() != 0 {
-		t.Fatal("needs root; set NODEAGENT_SKIP_ROOT=1 to leave such tests out")
+		tb.Fatal("needs root; set NODEAGENT_SKIP_ROOT=1 to leave such tests out")
 	}
 }
 
 // newNS makes a namespace that the test's end removes.
-func newNS(t testing.TB) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("/run", "cni-test-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(dir, "net")
+func newNS(tb testing.TB) string {
+	tb.Helper()
+	path := filepath.Join(tb.TempDir(), "net")
 	if err := netns.Create(path); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := errors.Join(netns.Remove(path), os.Remove(dir)); err != nil {
-			t.Error(err)
+	tb.Cleanup(func() {
+		if err := netns.Remove(path); err != nil {
+			tb.Error(err)
 		}
 	})
 	return path
 }
 
 // inNS runs f inside the namespace at path.
-func inNS(t testing.TB, path string, f func() error) {
-	t.Helper()
+func inNS(tb testing.TB, path string, f func() error) {
+	tb.Helper()
 	ns, err := netns.Open(path)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	defer ns.Close() //nolint:errcheck // a test's read-only descriptor
 	if err := ns.Do(f); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }
 
@@ -76,16 +72,16 @@ var (
 )
 
 // newHost makes the namespace of a node: lo and an uplink with addresses.
-func newHost(t testing.TB) string {
-	t.Helper()
-	host := newNS(t)
-	inNS(t, host, func() error {
+func newHost(tb testing.TB) string {
+	tb.Helper()
+	host := newNS(tb)
+	inNS(tb, host, func() error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.MTU = "up0", 1480
 		up := netlink.NewVeth(attrs)
 		up.PeerName = "wire0"
 		errs := []error{netlink.LinkAdd(up)}
-		peer, err := netlink.LinkByName("wire0")
+		peer, err := netlink.LinkByName("wire0") //nolint:forbidigo // by name: no dump
 		if err != nil {
 			return errors.Join(append(errs, err)...)
 		}
@@ -182,7 +178,7 @@ func (f *fakeDataplane) ids() (out []string) {
 
 // lab is one node under test.
 type lab struct {
-	t    testing.TB
+	tb   testing.TB
 	host string
 	db   *bbolt.DB
 	dp   *fakeDataplane
@@ -192,70 +188,70 @@ type lab struct {
 	clock time.Duration
 }
 
-func newLab(t testing.TB, change func(*Config)) *lab {
-	t.Helper()
-	requireRoot(t)
+func newLab(tb testing.TB, change func(*Config)) *lab {
+	tb.Helper()
+	requireRoot(tb)
 	cfg := Default()
 	cfg.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.77.0.0/24"), netip.MustParsePrefix("fd77::/64")}
-	cfg.QueueDir = t.TempDir()
+	cfg.QueueDir = tb.TempDir()
 	if change != nil {
 		change(&cfg)
 	}
-	db, err := bbolt.Open(filepath.Join(t.TempDir(), "state.db"), 0o600, &bbolt.Options{NoSync: true})
+	db, err := bbolt.Open(filepath.Join(tb.TempDir(), "state.db"), 0o600, &bbolt.Options{NoSync: true})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if err := db.Close(); err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 	})
-	l := &lab{t: t, host: newHost(t), db: db, dp: newFakeDataplane(), cfg: cfg}
+	l := &lab{tb: tb, host: newHost(tb), db: db, dp: newFakeDataplane(), cfg: cfg}
 	l.net = l.start()
-	if _, err := l.net.Prepare(t.Context()); err != nil {
-		t.Fatal(err)
+	if _, err := l.net.Prepare(tb.Context()); err != nil {
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if err := l.net.Stop(context.Background()); err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 	})
 	return l
 }
 
 func (l *lab) start() *Network {
-	l.t.Helper()
+	l.tb.Helper()
 	n, err := New(l.cfg, Deps{
-		DB: l.db, Dataplane: l.dp, HostNS: l.host, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
-		Now: func() time.Time { return time.Now().Add(l.clock) },
+		DB: l.db, Dataplane: l.dp, HostNS: l.host, Log: slog.New(slog.DiscardHandler),
+		Now: func() time.Time { return time.Now().Round(0).Add(l.clock) },
 	})
 	if err != nil {
-		l.t.Fatal(err)
+		l.tb.Fatal(err)
 	}
-	if err := n.Start(l.t.Context()); err != nil {
-		l.t.Fatal(err)
+	if err := n.Start(l.tb.Context()); err != nil {
+		l.tb.Fatal(err)
 	}
 	return n
 }
 
 // restart ends the daemon, as kill would as far as anyone can see, and begins another.
 func (l *lab) restart() {
-	l.t.Helper()
+	l.tb.Helper()
 	if err := l.net.Stop(context.Background()); err != nil {
-		l.t.Fatal(err)
+		l.tb.Fatal(err)
 	}
 	l.net = l.start()
 }
 
 // world is everything that an attachment consists of, outside its namespace.
 func (l *lab) world() string {
-	l.t.Helper()
+	l.tb.Helper()
 	if err := l.net.wire.Reap(context.Background()); err != nil {
-		l.t.Fatal(err)
+		l.tb.Fatal(err)
 	}
 	links, err := l.net.wire.List(context.Background(), l.cfg.LinkPrefix)
 	if err != nil {
-		l.t.Fatal(err)
+		l.tb.Fatal(err)
 	}
 	stored := 0
 	err = l.db.View(func(tx *bbolt.Tx) error {
@@ -263,28 +259,28 @@ func (l *lab) world() string {
 		return nil
 	})
 	if err != nil {
-		l.t.Fatal(err)
+		l.tb.Fatal(err)
 	}
 	return fmt.Sprintf("links %v, leases %v, attachments %v, stored %d, endpoints %v",
 		links, l.net.Leases(), l.net.List(), stored, l.dp.ids())
 }
 
 func (l *lab) attach(id string) (*Result, string) {
-	l.t.Helper()
-	pod := newNS(l.t)
-	res, err := l.net.Attach(l.t.Context(), Request{Key: Key{id, "eth0"}, NetNS: pod})
+	l.tb.Helper()
+	pod := newNS(l.tb)
+	res, err := l.net.Attach(l.tb.Context(), Request{Key: Key{id, "eth0"}, NetNS: pod})
 	if err != nil {
-		l.t.Fatal(err)
+		l.tb.Fatal(err)
 	}
 	return res, pod
 }
 
 // talk sends one line over TCP from one namespace to an address in another,
 // and returns the address that the listener saw.
-func talk(t testing.TB, from, to string, addr netip.Addr) netip.Addr {
-	t.Helper()
+func talk(tb testing.TB, from, to string, addr netip.Addr) netip.Addr {
+	tb.Helper()
 	var ln net.Listener
-	inNS(t, to, func() (err error) {
+	inNS(tb, to, func() (err error) {
 		ln, err = net.Listen("tcp", netip.AddrPortFrom(addr, 0).String())
 		return err
 	})
@@ -301,7 +297,7 @@ func talk(t testing.TB, from, to string, addr netip.Addr) netip.Addr {
 			seen <- ap.Addr().Unmap()
 		}
 	}()
-	inNS(t, from, func() error {
+	inNS(tb, from, func() error {
 		c, err := net.DialTimeout("tcp", ln.Addr().String(), 10*time.Second)
 		if err != nil {
 			return err

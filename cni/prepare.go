@@ -65,7 +65,7 @@ func (n *Network) Prepare(ctx context.Context) ([]Change, error) {
 		return errors.Join(errs...)
 	})
 	for _, c := range changes {
-		n.log.Info("host setting changed", "sysctl", c.Name, "from", c.From, "to", c.To)
+		n.log.InfoContext(ctx, "host setting changed", "sysctl", c.Name, "from", c.From, "to", c.To)
 	}
 	if err != nil {
 		return changes, fmt.Errorf("prepare the host: %w", err)

@@ -34,11 +34,11 @@ func (n *Network) replay(ctx context.Context) error {
 		if !ok {
 			return nil
 		}
-		n.log.Info("queued delete done", "attachment", k)
+		n.log.InfoContext(ctx, "queued delete done", "attachment", k)
 		return n.detachLocked(ctx, rec)
 	})
 	if err != nil {
-		n.log.Warn("queued deletes not all done yet", "err", err)
+		n.log.WarnContext(ctx, "queued deletes not all done yet", "err", err)
 	}
 	return nil
 }
@@ -67,7 +67,7 @@ func (n *Network) setQueueLock(l *shim.Lock) *shim.Lock {
 func (n *Network) replayLate(ctx context.Context) error {
 	lock, err := n.queue.Lock(true, 0)
 	if err != nil {
-		return nil //nolint:nilerr // someone writes just now: next time
+		return nil // someone writes just now: next time
 	}
 	defer lock.Unlock() //nolint:errcheck // closing releases it in any case
 	return n.queue.Each(func(c shim.Call) error { return n.Detach(ctx, Key{c.ContainerID, c.IfName}) })

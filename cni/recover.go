@@ -23,7 +23,7 @@ func (n *Network) recoverAll(ctx context.Context) error {
 			if err := n.detachLocked(ctx, rec); err != nil {
 				return fmt.Errorf("finish what was begun with %s: %w", k, err)
 			}
-			n.log.Info("unfinished attachment removed", "attachment", k, "state", string(rec.State))
+			n.log.InfoContext(ctx, "unfinished attachment removed", "attachment", k, "state", string(rec.State))
 			continue
 		}
 		there, err := n.wire.Exists(ctx, rec.Result.HostIfName, rec.Result.HostIfIndex)
@@ -42,12 +42,12 @@ func (n *Network) recoverAll(ctx context.Context) error {
 	if err := n.dp.PruneEndpoints(ctx, keep); err != nil {
 		return fmt.Errorf("prune endpoints: %w", err)
 	}
-	return errors.Join(n.pruneLeases(), n.pruneLinks(ctx, owned))
+	return errors.Join(n.pruneLeases(ctx), n.pruneLinks(ctx, owned))
 }
 
 // pruneLeases frees addresses whose owner has no record. The two go together in
 // one transaction, so this finds nothing unless the database was tampered with.
-func (n *Network) pruneLeases() error {
+func (n *Network) pruneLeases(ctx context.Context) error {
 	owners := map[string]bool{}
 	for k := range n.records.list() {
 		owners[k.String()] = true
@@ -56,7 +56,7 @@ func (n *Network) pruneLeases() error {
 		if owners[l.Owner] {
 			continue
 		}
-		n.log.Warn("address without an attachment freed", "addr", l.Addr, "owner", l.Owner)
+		n.log.WarnContext(ctx, "address without an attachment freed", "addr", l.Addr, "owner", l.Owner)
 		if err := n.book.Release(l.Owner, nil); err != nil {
 			return err
 		}
@@ -77,7 +77,7 @@ func (n *Network) pruneLinks(ctx context.Context, owned map[string]bool) error {
 		if _, err := n.wire.Retire(ctx, l.Name); err != nil {
 			return err
 		}
-		n.log.Info("link without an attachment removed", "interface", l.Name, "alias", l.Alias)
+		n.log.InfoContext(ctx, "link without an attachment removed", "interface", l.Name, "alias", l.Alias)
 	}
 	return n.wire.Reap(ctx)
 }
@@ -90,7 +90,7 @@ func (n *Network) reconcileLoop(ctx context.Context) {
 		select {
 		case <-tick.C:
 			if err := n.Reconcile(ctx); err != nil && ctx.Err() == nil {
-				n.log.Warn("reconciliation incomplete", "err", err)
+				n.log.WarnContext(ctx, "reconciliation incomplete", "err", err)
 			}
 		case <-ctx.Done():
 			return
@@ -128,7 +128,7 @@ func (n *Network) Reconcile(ctx context.Context) error {
 		case rec.State == stateReady && !links[rec.Result.HostIfName] && podGone(rec):
 			seen["attachment "+k.String()] = true
 			if n.suspected("attachment " + k.String()) {
-				n.log.Warn("attachment of a pod that is gone removed", "attachment", k, "addrs", rec.Result.Addrs)
+				n.log.WarnContext(ctx, "attachment of a pod that is gone removed", "attachment", k, "addrs", rec.Result.Addrs)
 				errs = append(errs, n.detachIf(ctx, k, podGone))
 			}
 		}
@@ -141,7 +141,7 @@ func (n *Network) Reconcile(ctx context.Context) error {
 		if !n.suspected("link " + l.Name) {
 			continue
 		}
-		n.log.Warn("link without an attachment removed", "interface", l.Name, "alias", l.Alias)
+		n.log.WarnContext(ctx, "link without an attachment removed", "interface", l.Name, "alias", l.Alias)
 		_, err := n.wire.Retire(ctx, l.Name)
 		errs = append(errs, err)
 		n.wakeReaper()
@@ -193,7 +193,7 @@ func (n *Network) Collect(ctx context.Context, network string, valid []Key) erro
 	}
 	var errs []error
 	for _, k := range sortKeys(stale) {
-		n.log.Info("attachment without a sandbox collected", "attachment", k, "network", network)
+		n.log.InfoContext(ctx, "attachment without a sandbox collected", "attachment", k, "network", network)
 		errs = append(errs, n.Detach(ctx, k))
 	}
 	return errors.Join(errs...)

@@ -34,7 +34,7 @@ const (
 // prepareRequest validates a request, applies annotations and the namespace's
 // pool, and returns the pool to allocate from. It reports all faults at once.
 func (n *Network) prepareRequest(req Request) (Request, string, error) {
-	errs := []error{req.Key.validate()}
+	errs := []error{req.validate()}
 	if req.NetNS == "" {
 		errs = append(errs, errors.New("no network namespace"))
 	}

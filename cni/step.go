@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -19,6 +20,9 @@ type step struct {
 	do   func(ctx context.Context) error
 	// undo may be nil.
 	undo func(ctx context.Context) error
+	// anchor marks the step whose undo removes the record: it is undone only if
+	// all others were, so that what is left can be found.
+	anchor bool
 }
 
 // errCrash makes runSteps return as if the process had ended there: no undo.
@@ -50,12 +54,12 @@ func undo(ctx context.Context, steps []step) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
 	var errs []error
-	for i := len(steps) - 1; i >= 0; i-- {
-		if steps[i].undo == nil {
+	for _, s := range slices.Backward(steps) {
+		if s.undo == nil || s.anchor && len(errs) > 0 {
 			continue
 		}
-		if err := steps[i].undo(ctx); err != nil {
-			errs = append(errs, fmt.Errorf("undo %s: %w", steps[i].name, err))
+		if err := s.undo(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("undo %s: %w", s.name, err))
 		}
 	}
 	return errors.Join(errs...)

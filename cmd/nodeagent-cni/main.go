@@ -13,8 +13,9 @@ import (
 var version = "development"
 
 func main() {
-	os.Exit(shim.Run(shim.Process{
+	code := shim.Run(shim.Process{
 		Getenv: os.Getenv, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		Build: "nodeagent-cni " + version + ": the CNI plugin of nodeagent",
-	}))
+	})
+	os.Exit(code) //nolint:forbidigo // a main decides to exit
 }

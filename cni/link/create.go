@@ -44,7 +44,7 @@ func (w *Wire) Create(ctx context.Context, pod *netns.NS, s Spec) (index int, re
 	if index, err = w.indexOf(ctx, s.HostName); err != nil {
 		return 0, fmt.Errorf("find link %s: %w", s.HostName, err)
 	}
-	if err := inPod(pod, func(h *netlink.Handle) error { return furnish(h, s) }); err != nil {
+	if err := inside(pod, func(h *netlink.Handle) error { return furnish(h, s) }); err != nil {
 		return 0, fmt.Errorf("set up %s in %s: %w", s.IfName, pod.Path(), err)
 	}
 	return index, nil

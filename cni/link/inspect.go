@@ -11,6 +11,7 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/nodeagent/nodeagent/cni/netns"
@@ -23,11 +24,14 @@ func (w *Wire) Inspect(ctx context.Context, pod *netns.NS, index int, s Spec) er
 	report := func(format string, args ...any) {
 		faults = append(faults, fmt.Errorf("%w: "+format, append([]any{ErrBroken}, args...)...))
 	}
-	err := w.with(ctx, func(h *netlink.Handle) error { return inspectHost(h, index, s, report) })
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("inspect %s: %w", s.HostName, err)
+	}
+	err := inside(w.host, func(h *netlink.Handle) error { return inspectHost(h, index, s, report) })
 	if err != nil {
 		return fmt.Errorf("inspect %s: %w", s.HostName, err)
 	}
-	err = inPod(pod, func(h *netlink.Handle) error { return inspectPod(h, s, report) })
+	err = inside(pod, func(h *netlink.Handle) error { return inspectPod(h, s, report) })
 	if err != nil {
 		return fmt.Errorf("inspect %s in %s: %w", s.IfName, pod.Path(), err)
 	}
@@ -53,7 +57,7 @@ func inspectHost(h *netlink.Handle, index int, s Spec, report reporter) error {
 		if err != nil || len(routes) == 0 || routes[0].LinkIndex != index || routes[0].Gw != nil {
 			report("the node has no route to %s over %s", a, s.HostName)
 		}
-		if err := inspectNeighbour(h, index, a, s.MAC, report); err != nil {
+		if err := inspectNeighbour(index, a, s.MAC, report); err != nil {
 			return err
 		}
 	}
@@ -84,7 +88,7 @@ func inspectPod(h *netlink.Handle, s Spec, report reporter) error {
 		if err != nil || len(routes) == 0 || routes[0].LinkIndex != l.Attrs().Index || !routes[0].Gw.Equal(gw.AsSlice()) {
 			report("the default route over %s via %s is missing", s.IfName, gw)
 		}
-		if err := inspectNeighbour(h, l.Attrs().Index, gw, s.HostMAC, report); err != nil {
+		if err := inspectNeighbour(l.Attrs().Index, gw, s.HostMAC, report); err != nil {
 			return err
 		}
 	}
@@ -123,20 +127,36 @@ func addrsOf(h *netlink.Handle, l netlink.Link) (map[netip.Addr]bool, error) {
 	return have, nil
 }
 
-func inspectNeighbour(h *netlink.Handle, index int, a netip.Addr, mac net.HardwareAddr, report reporter) error {
-	family := unix.AF_INET6
+// inspectNeighbour runs on a thread inside the link's namespace.
+func inspectNeighbour(index int, a netip.Addr, mac net.HardwareAddr, report reporter) error {
+	n, err := neighbour(index, a)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		report("the permanent neighbour %s is missing", a)
+	case err != nil:
+		return fmt.Errorf("get neighbour %s: %w", a, err)
+	case n.State&netlink.NUD_PERMANENT == 0 || !bytes.Equal(n.HardwareAddr, mac):
+		report("the neighbour %s is %s, not %s for ever", a, n.HardwareAddr, mac)
+	}
+	return nil
+}
+
+// neighbour asks for one entry (RTM_GETNEIGH, kernel 5.0), which the netlink
+// library can only do by reading all of them.
+func neighbour(index int, a netip.Addr) (*netlink.Neigh, error) {
+	family := uint8(unix.AF_INET6)
 	if a.Is4() {
 		family = unix.AF_INET
 	}
-	neighs, err := dump(func() ([]netlink.Neigh, error) { return h.NeighList(index, family) })
+	req := nl.NewNetlinkRequest(unix.RTM_GETNEIGH, unix.NLM_F_ACK)
+	req.AddData(&netlink.Ndmsg{Family: family, Index: uint32(index)})
+	req.AddData(nl.NewRtAttr(netlink.NDA_DST, a.AsSlice()))
+	msgs, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWNEIGH)
 	if err != nil {
-		return fmt.Errorf("list neighbours: %w", err)
+		return nil, err
 	}
-	for _, n := range neighs {
-		if n.IP.Equal(a.AsSlice()) && n.State&netlink.NUD_PERMANENT != 0 && bytes.Equal(n.HardwareAddr, mac) {
-			return nil
-		}
+	if len(msgs) != 1 {
+		return nil, fmt.Errorf("%d answers", len(msgs))
 	}
-	report("the permanent neighbour %s is missing", a)
-	return nil
+	return netlink.NeighDeserialize(msgs[0])
 }

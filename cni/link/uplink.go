@@ -20,8 +20,8 @@ type Uplink struct {
 // none if the host has no way out.
 func (w *Wire) Uplinks(ctx context.Context) (out []Uplink, err error) {
 	err = w.with(ctx, func(h *netlink.Handle) error {
-		for _, any := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
-			routes, err := h.RouteGet(outside(any).AsSlice())
+		for _, zero := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+			routes, err := h.RouteGet(outside(zero).AsSlice())
 			if err != nil || len(routes) == 0 {
 				continue // unreachable: no default route in this family
 			}

@@ -137,8 +137,7 @@ func newHandle() (*netlink.Handle, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Without strict checking the kernel ignores filters of a dump.
-	if err := errors.Join(h.SetSocketTimeout(socketTimeout), h.SetStrictCheck(true)); err != nil {
+	if err := h.SetSocketTimeout(socketTimeout); err != nil {
 		h.Close()
 		return nil, err
 	}
@@ -168,12 +167,12 @@ func (w *Wire) with(ctx context.Context, f func(*netlink.Handle) error) error {
 	}
 }
 
-// inPod runs f with a handle of the pod's namespace, on a thread inside it.
-func inPod(pod *netns.NS, f func(*netlink.Handle) error) error {
-	return pod.Do(func() error {
+// inside runs f with a handle of a namespace, on a thread in it.
+func inside(ns *netns.NS, f func(*netlink.Handle) error) error {
+	return ns.Do(func() error {
 		h, err := newHandle()
 		if err != nil {
-			return fmt.Errorf("open netlink in %s: %w", pod.Path(), err)
+			return fmt.Errorf("open netlink in %s: %w", ns.Path(), err)
 		}
 		defer h.Close()
 		return f(h)

@@ -57,8 +57,7 @@ func run(p Process) ([]byte, error) {
 		return nil, err
 	}
 	body, err := ask(p, call, conf)
-	var e *Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*Error](err); ok {
 		e.CNIVersion = conf.CNIVersion
 	}
 	return body, err

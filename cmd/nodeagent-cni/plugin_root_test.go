@@ -1,0 +1,438 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"go.etcd.io/bbolt"
+	"go.uber.org/goleak"
+
+	"github.com/nodeagent/nodeagent/api"
+	"github.com/nodeagent/nodeagent/cni"
+	"github.com/nodeagent/nodeagent/cni/netns"
+	"github.com/nodeagent/nodeagent/cni/shim"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// binDir holds the program under test, built once.
+var binDir = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "nodeagent-cni-")
+	if err != nil {
+		return "", err
+	}
+	out, err := exec.Command("go", "build", "-o", filepath.Join(dir, "nodeagent-cni"), ".").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("go build: %w: %s", err, out)
+	}
+	return dir, nil
+})
+
+// node is a daemon's network with its API, in a namespace of its own.
+type node struct {
+	t      testing.TB
+	dir    string
+	host   string
+	db     *bbolt.DB
+	net    *cni.Network
+	server *api.Server
+}
+
+func newNode(tb testing.TB) *node {
+	tb.Helper()
+	if os.Getenv("NODEAGENT_SKIP_ROOT") == "1" {
+		tb.Skip("NODEAGENT_SKIP_ROOT=1")
+	}
+	if os.Getuid() != 0 {
+		tb.Fatal("needs root; set NODEAGENT_SKIP_ROOT=1 to leave such tests out")
+	}
+	n := &node{t: tb, dir: tb.TempDir()}
+	n.host = n.newNS("host")
+	db, err := bbolt.Open(filepath.Join(n.dir, "state.db"), 0o600, &bbolt.Options{NoSync: true})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	n.db = db
+	n.start()
+	tb.Cleanup(func() {
+		n.stop()
+		if err := db.Close(); err != nil {
+			tb.Error(err)
+		}
+	})
+	return n
+}
+
+func (n *node) newNS(name string) string {
+	n.t.Helper()
+	path := filepath.Join(n.dir, "ns", name)
+	if err := netns.Create(path); err != nil {
+		n.t.Fatal(err)
+	}
+	n.t.Cleanup(func() {
+		if err := netns.Remove(path); err != nil {
+			n.t.Error(err)
+		}
+	})
+	return path
+}
+
+func (n *node) socket() string { return filepath.Join(n.dir, "api.sock") }
+func (n *node) queue() string  { return filepath.Join(n.dir, "queue") }
+
+func (n *node) start() {
+	n.t.Helper()
+	cfg := cni.Default()
+	cfg.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.88.0.0/22"), netip.MustParsePrefix("fd88::/64")}
+	cfg.QueueDir = n.queue()
+	network, err := cni.New(cfg, cni.Deps{DB: n.db, HostNS: n.host, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	server, err := api.New(n.socket(), api.Deps{Log: log, Routes: api.CNIRoutes(network, log)})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	ctx := n.t.Context()
+	if err := errors.Join(network.Start(ctx), server.Start(ctx), network.Open(ctx)); err != nil {
+		n.t.Fatal(err)
+	}
+	n.net, n.server = network, server
+}
+
+func (n *node) stop() {
+	n.t.Helper()
+	if n.net == nil {
+		return
+	}
+	ctx := context.Background()
+	if err := errors.Join(n.server.Stop(ctx), n.net.Stop(ctx), os.Remove(n.socket())); err != nil {
+		n.t.Error(err)
+	}
+	n.net = nil
+}
+
+// conf returns a network configuration; extra keys come last.
+func (n *node) conf(version, extra string) string {
+	return fmt.Sprintf(`{"cniVersion":%q,"name":"pods","type":"nodeagent-cni","socket":%q,"queue":%q%s}`,
+		version, n.socket(), n.queue(), extra)
+}
+
+// env returns the environment of a call.
+func env(verb, id, ns string) map[string]string {
+	return map[string]string{
+		"CNI_COMMAND": verb, "CNI_CONTAINERID": id, "CNI_NETNS": ns, "CNI_IFNAME": "eth0", "CNI_PATH": "/opt/cni/bin",
+		"CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=" + id,
+	}
+}
+
+// call execs the plugin; an error is the one it printed.
+func (n *node) call(env map[string]string, conf string) ([]byte, *shim.Error) {
+	n.t.Helper()
+	dir, err := binDir()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	cmd := exec.Command(filepath.Join(dir, "nodeagent-cni"))
+	cmd.Env = []string{"PATH=/"}
+	for k, v := range env {
+		if v != "" {
+			cmd.Env = append(cmd.Env, k+"="+v)
+		}
+	}
+	cmd.Stdin = strings.NewReader(conf)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if stderr.Len() > 0 {
+		n.t.Errorf("stderr: %s", stderr.String())
+	}
+	if err == nil {
+		return out, nil
+	}
+	var e shim.Error
+	if jerr := json.Unmarshal(out, &e); jerr != nil || e.Code == 0 {
+		n.t.Fatalf("the plugin failed with %v and printed %q", err, out)
+	}
+	return nil, &e
+}
+
+// interfaces returns the interfaces of a namespace but lo.
+func interfaces(tb testing.TB, path string) (names []string) {
+	tb.Helper()
+	ns, err := netns.Open(path)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer ns.Close() //nolint:errcheck // a test's read-only descriptor
+	err = ns.Do(func() error {
+		links, err := netlink.LinkList() //nolint:forbidigo // a test's namespace is quiet
+		for _, l := range links {
+			if l.Attrs().Name != "lo" {
+				names = append(names, l.Attrs().Name)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return names
+}
+
+// TestRootVersionsAndVerbs goes through every verb in every version.
+func TestRootVersionsAndVerbs(t *testing.T) {
+	n := newNode(t)
+	for _, v := range shim.Versions() {
+		t.Run(v, func(t *testing.T) {
+			id := "pod-" + v
+			ns := n.newNS(id)
+			out, e := n.call(env("ADD", id, ns), n.conf(v, ""))
+			if e != nil {
+				t.Fatal(e)
+			}
+			var res struct {
+				CNIVersion string `json:"cniVersion"`
+				Interfaces []struct {
+					Name, Sandbox, Mac string
+				} `json:"interfaces"`
+				IPs []struct {
+					Version   string `json:"version"`
+					Interface int    `json:"interface"`
+					Address   string `json:"address"`
+					Gateway   string `json:"gateway"`
+				} `json:"ips"`
+			}
+			if err := json.Unmarshal(out, &res); err != nil {
+				t.Fatal(err)
+			}
+			if res.CNIVersion != v || len(res.Interfaces) != 2 || len(res.IPs) != 2 {
+				t.Fatalf("result %s", out)
+			}
+			if i := res.Interfaces[1]; i.Name != "eth0" || i.Sandbox != ns || res.IPs[0].Interface != 1 {
+				t.Errorf("result %s", out)
+			}
+			if wantVersion := v < "1.0.0"; wantVersion != (res.IPs[0].Version == "4") {
+				t.Errorf("ips[0].version = %q in %s", res.IPs[0].Version, v)
+			}
+			if res.IPs[0].Gateway != "169.254.1.1" || !strings.HasSuffix(res.IPs[0].Address, "/32") {
+				t.Errorf("ips %+v", res.IPs)
+			}
+			_, e = n.call(env("CHECK", id, ns), n.conf(v, `,"prevResult":`+string(out)))
+			if code := codeOf(e); code != map[bool]int{true: 0, false: shim.CodeVersion}[v >= "0.4.0"] {
+				t.Errorf("CHECK: %v", e)
+			}
+			_, e = n.call(env("STATUS", "", ""), n.conf(v, ""))
+			if code := codeOf(e); code != map[bool]int{true: 0, false: shim.CodeVersion}[v >= "1.1.0"] {
+				t.Errorf("STATUS: %v", e)
+			}
+			for range 2 {
+				if out, e := n.call(env("DEL", id, ns), n.conf(v, "")); e != nil || len(out) != 0 {
+					t.Errorf("DEL: %q, %v", out, e)
+				}
+			}
+			if leases := n.net.Leases(); len(leases) != 0 {
+				t.Errorf("leases left: %v", leases)
+			}
+		})
+	}
+}
+
+func codeOf(e *shim.Error) int {
+	if e == nil {
+		return 0
+	}
+	return e.Code
+}
+
+// TestRootBadInput: each gets the right code and changes nothing.
+func TestRootBadInput(t *testing.T) {
+	n := newNode(t)
+	ns := n.newNS("pod")
+	file := filepath.Join(n.dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	without := func(verb, name string) map[string]string {
+		e := env(verb, "pod", ns)
+		e[name] = ""
+		return e
+	}
+	with := func(name, value string) map[string]string {
+		e := env("ADD", "pod", ns)
+		e[name] = value
+		return e
+	}
+	good := n.conf("1.1.0", "")
+	for _, tc := range []struct {
+		name string
+		env  map[string]string
+		conf string
+		code int
+		says string
+	}{
+		{"ADD without id", without("ADD", "CNI_CONTAINERID"), good, shim.CodeEnvironment, "CNI_CONTAINERID"},
+		{"ADD without netns", without("ADD", "CNI_NETNS"), good, shim.CodeEnvironment, "CNI_NETNS"},
+		{"ADD without ifname", without("ADD", "CNI_IFNAME"), good, shim.CodeEnvironment, "CNI_IFNAME"},
+		{"ADD without path", without("ADD", "CNI_PATH"), good, shim.CodeEnvironment, "CNI_PATH"},
+		{"CHECK without netns", without("CHECK", "CNI_NETNS"), good, shim.CodeEnvironment, "CNI_NETNS"},
+		{"DEL without id", without("DEL", "CNI_CONTAINERID"), good, shim.CodeEnvironment, "CNI_CONTAINERID"},
+		{"unknown verb", with("CNI_COMMAND", "SING"), good, shim.CodeEnvironment, "SING"},
+		{"bad id", with("CNI_CONTAINERID", "../x"), good, shim.CodeConfig, "../x"},
+		{"bad ifname", with("CNI_IFNAME", "a/b"), good, shim.CodeConfig, "a/b"},
+		{"long ifname", with("CNI_IFNAME", "sixteencharacter"), good, shim.CodeConfig, "sixteencharacter"},
+		{"bad args", with("CNI_ARGS", "FOO=1"), good, shim.CodeEnvironment, "FOO"},
+		{"netns is a file", with("CNI_NETNS", file), good, shim.CodeNetNS, file},
+		{"netns is missing", with("CNI_NETNS", file+"x"), good, shim.CodeNetNS, file + "x"},
+		{"netns is the node's", with("CNI_NETNS", n.host), good, shim.CodeNetNS, "node's own"},
+		{"no JSON", env("ADD", "pod", ns), "{", shim.CodeDecode, ""},
+		{"no name", env("ADD", "pod", ns), `{"cniVersion":"1.1.0"}`, shim.CodeConfig, "name"},
+		{"old version", env("ADD", "pod", ns), n.conf("0.2.0", ""), shim.CodeVersion, "0.2.0"},
+		{"new version", env("ADD", "pod", ns), n.conf("2.0.0", ""), shim.CodeVersion, "2.0.0"},
+		{"bad ips", env("ADD", "pod", ns), n.conf("1.1.0", `,"runtimeConfig":{"ips":["10.0.0.300"]}`), shim.CodeConfig, "10.0.0.300"},
+		{"foreign ips", env("ADD", "pod", ns), n.conf("1.1.0", `,"runtimeConfig":{"ips":["8.8.8.8/24"]}`), shim.CodeConfig, "8.8.8.8"},
+		{"bad mac", env("ADD", "pod", ns), n.conf("1.1.0", `,"runtimeConfig":{"mac":"01:00:00:00:00:01"}`), shim.CodeConfig, "unicast"},
+		{"bad protocol", env("ADD", "pod", ns), n.conf("1.1.0", `,"runtimeConfig":{"portMappings":[{"hostPort":1,"containerPort":1,"protocol":"icmp"}]}`), shim.CodeConfig, "icmp"},
+		{"ipRanges", env("ADD", "pod", ns), n.conf("1.1.0", `,"runtimeConfig":{"ipRanges":[[{"subnet":"10.0.0.0/8"}]]}`), shim.CodeUnsupported, "ipRanges"},
+		{"bad prevResult", env("ADD", "pod", ns), n.conf("1.1.0", `,"prevResult":{"cniVersion":"1.1.0","ips":"x"}`), shim.CodeDecode, "prevResult"},
+		{"CHECK without prevResult", env("CHECK", "pod", ns), good, shim.CodeConfig, "prevResult"},
+		{"CHECK of nothing", env("CHECK", "pod", ns), n.conf("1.1.0", `,"prevResult":{"cniVersion":"1.1.0"}`), shim.CodeUnknown, ""},
+		{"GC without list", env("GC", "", ""), good, shim.CodeConfig, "valid-attachments"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			out, e := n.call(tc.env, tc.conf)
+			if e == nil {
+				t.Fatalf("success: %s", out)
+			}
+			if e.Code != tc.code || !strings.Contains(e.Msg+e.Details, tc.says) {
+				t.Errorf("code %d %q %q, want %d with %q", e.Code, e.Msg, e.Details, tc.code, tc.says)
+			}
+			if n.net.Leases() != nil && len(n.net.Leases())+len(interfaces(t, ns)) != 0 {
+				t.Errorf("left: %v, %v", n.net.Leases(), interfaces(t, ns))
+			}
+		})
+	}
+}
+
+// TestRootDaemonAway: DEL is written down and done before the daemon serves,
+// STATUS and GC say that it is away.
+func TestRootDaemonAway(t *testing.T) {
+	n := newNode(t)
+	ns := n.newNS("pod")
+	conf := n.conf("1.1.0", "")
+	if _, e := n.call(env("ADD", "pod", ns), conf); e != nil {
+		t.Fatal(e)
+	}
+	n.stop()
+	for range 2 {
+		if _, e := n.call(env("DEL", "pod", ""), conf); e != nil {
+			t.Fatalf("DEL without daemon: %v", e)
+		}
+	}
+	if _, e := n.call(env("STATUS", "", ""), conf); codeOf(e) != shim.CodeNotAvailable {
+		t.Errorf("STATUS without daemon: %v", e)
+	}
+	files, err := filepath.Glob(filepath.Join(n.queue(), "*.json"))
+	if err != nil || len(files) != 1 {
+		t.Errorf("queue: %v, %v", files, err)
+	}
+	n.start()
+	if leases := n.net.Leases(); len(leases) != 0 {
+		t.Errorf("leases after the start: %v", leases)
+	}
+	if files, _ := filepath.Glob(filepath.Join(n.queue(), "*.json")); len(files) != 0 {
+		t.Errorf("queue after the start: %v", files)
+	}
+}
+
+// TestRootGarbageCollection keeps what is valid and what belongs to others.
+func TestRootGarbageCollection(t *testing.T) {
+	n := newNode(t)
+	for _, id := range []string{"a", "b", "c"} {
+		if _, e := n.call(env("ADD", id, n.newNS(id)), n.conf("1.1.0", "")); e != nil {
+			t.Fatal(e)
+		}
+	}
+	own := cni.Request{Key: cni.Key{ContainerID: "cri", IfName: "eth0"}, NetNS: n.newNS("cri")}
+	if _, err := n.net.Attach(t.Context(), own); err != nil {
+		t.Fatal(err)
+	}
+	gc := n.conf("1.1.0", `,"cni.dev/valid-attachments":[{"containerID":"b","ifname":"eth0"}]`)
+	for range 2 {
+		if _, e := n.call(env("GC", "", ""), gc); e != nil {
+			t.Fatal(e)
+		}
+	}
+	var left []string
+	for _, a := range n.net.List() {
+		left = append(left, a.ContainerID)
+	}
+	if got := strings.Join(left, ","); got != "b,cri" {
+		t.Errorf("left: %s, want b and cri", got)
+	}
+}
+
+// TestRootHundredAtOnce adds and deletes a hundred pods at the same time.
+func TestRootHundredAtOnce(t *testing.T) {
+	n := newNode(t)
+	const pods = 100
+	var wg sync.WaitGroup
+	var mu sync.Mutex // guards seen
+	seen := map[string]string{}
+	for i := range pods {
+		id := fmt.Sprintf("pod-%d", i)
+		ns := n.newNS(id)
+		wg.Go(func() {
+			out, e := n.call(env("ADD", id, ns), n.conf("1.1.0", ""))
+			if e != nil {
+				t.Errorf("%s: %v", id, e)
+				return
+			}
+			var res struct {
+				IPs []struct{ Address string } `json:"ips"`
+			}
+			if err := json.Unmarshal(out, &res); err != nil {
+				t.Error(err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			for _, ip := range res.IPs {
+				if other, taken := seen[ip.Address]; taken {
+					t.Errorf("%s and %s both have %s", id, other, ip.Address)
+				}
+				seen[ip.Address] = id
+			}
+		})
+	}
+	wg.Wait()
+	if len(seen) != 2*pods {
+		t.Errorf("%d addresses, want %d", len(seen), 2*pods)
+	}
+	for i := range pods {
+		wg.Go(func() {
+			id := fmt.Sprintf("pod-%d", i)
+			if _, e := n.call(env("DEL", id, ""), n.conf("1.1.0", "")); e != nil {
+				t.Errorf("%s: %v", id, e)
+			}
+		})
+	}
+	wg.Wait()
+	if leases := n.net.Leases(); len(leases) != 0 {
+		t.Errorf("leases left: %v", leases)
+	}
+}
