@@ -85,7 +85,7 @@ func (db *accounts) lines(name string, fn func(fields []string)) error {
 	if err != nil {
 		return fmt.Errorf("image's /%s: %w", name, err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	if info, err := f.Stat(); err == nil && !info.Mode().IsRegular() {
 		return fmt.Errorf("image's /%s: not a regular file: %w", name, errdefs.ErrInvalidArgument)
 	}

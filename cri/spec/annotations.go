@@ -7,7 +7,7 @@ import (
 	"strconv"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
-	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // The annotations that containerd's own CRI writes; VM runtimes, NRI plugins and node tools know containers by them.
@@ -59,7 +59,7 @@ func annotatePod(s *specs.Spec, pod Sandbox) {
 	s.Annotations[AnnotationSandboxName] = pod.Config.GetMetadata().GetName()
 }
 
-func annotateResources(s *specs.Spec, r *runtime.LinuxContainerResources) {
+func annotateResources(s *specs.Spec, r *runtimeapi.LinuxContainerResources) {
 	if r == nil {
 		return
 	}

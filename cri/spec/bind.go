@@ -10,7 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
-	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // mounts resolves the planned bind mounts on the host: all sources first, then propagation, and only then labels are changed.
@@ -66,14 +66,14 @@ func within(p, prefix string) bool {
 // match, because a root that is private would cut the mounts below it off.
 func (b *builder) propagation(p bind) (string, error) {
 	want := p.GetPropagation()
-	if want == runtime.MountPropagation_PROPAGATION_PRIVATE {
+	if want == runtimeapi.MountPropagation_PROPAGATION_PRIVATE {
 		return "rprivate", nil
 	}
 	have, point, err := b.in.System.Propagation(p.source)
 	if err != nil {
 		return "", fmt.Errorf("%s.propagation: %w", p.field, err)
 	}
-	if want == runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL {
+	if want == runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL {
 		if have != Shared {
 			return "", fmt.Errorf("%s.propagation: %s is on mount %s, which is not shared: %w", p.field, p.source, point, errdefs.ErrFailedPrecondition)
 		}
@@ -100,7 +100,7 @@ func bindOptions(p bind, propagation string) []string {
 	return append([]string{"rbind", propagation, access}, p.GetMountOptions()...)
 }
 
-func idMappings(in []*runtime.IDMapping) []specs.LinuxIDMapping {
+func idMappings(in []*runtimeapi.IDMapping) []specs.LinuxIDMapping {
 	var out []specs.LinuxIDMapping
 	for _, m := range in {
 		out = append(out, specs.LinuxIDMapping{ContainerID: m.GetContainerId(), HostID: m.GetHostId(), Size: m.GetLength()})

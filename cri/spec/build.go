@@ -7,7 +7,7 @@ import (
 	"fmt"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
-	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // Build translates a CRI container into its OCI spec. The first pass looks only at the Input and reports all its faults
@@ -72,12 +72,12 @@ func newBuilder(in Input) (*builder, error) {
 }
 
 // security is the container's security context; its getters take nil.
-func (b *builder) security() *runtime.LinuxContainerSecurityContext {
+func (b *builder) security() *runtimeapi.LinuxContainerSecurityContext {
 	return b.in.Config.GetLinux().GetSecurityContext()
 }
 
 // podSecurity is that of the pod.
-func (b *builder) podSecurity() *runtime.LinuxSandboxSecurityContext {
+func (b *builder) podSecurity() *runtimeapi.LinuxSandboxSecurityContext {
 	return b.in.Sandbox.Config.GetLinux().GetSecurityContext()
 }
 

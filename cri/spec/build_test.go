@@ -14,7 +14,7 @@ import (
 	"github.com/rogpeppe/go-internal/txtar"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
-	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/nodeagent/nodeagent/cri/spec"
 )
@@ -34,6 +34,7 @@ func TestGolden(t *testing.T) {
 }
 
 func golden(t *testing.T, file string) {
+	t.Helper()
 	archive, err := txtar.ParseFile(file)
 	if err != nil {
 		t.Fatal(err)
@@ -90,6 +91,7 @@ type facts struct {
 }
 
 func encode(t *testing.T, in spec.Input, sandbox bool) []byte {
+	t.Helper()
 	var out *spec.Output
 	var err error
 	if sandbox {
@@ -114,6 +116,7 @@ func encode(t *testing.T, in spec.Input, sandbox bool) []byte {
 }
 
 func rewrite(t *testing.T, file string, a *txtar.Archive, got []byte) {
+	t.Helper()
 	kept := a.Files[:0]
 	for _, f := range a.Files {
 		if f.Name != "want.json" {
@@ -129,7 +132,7 @@ func rewrite(t *testing.T, file string, a *txtar.Archive, got []byte) {
 // TestSameInputSameSpec also proves that Build leaves its input alone.
 func TestSameInputSameSpec(t *testing.T) {
 	in, _ := fixture()
-	in.Config.Mounts = []*runtime.Mount{{ContainerPath: "/data", HostPath: "/srv"}}
+	in.Config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", HostPath: "/srv"}}
 	in.Handler.Base = spec.DefaultSpec()
 	first := encode(t, in, false)
 	if second := encode(t, in, false); !bytes.Equal(first, second) {

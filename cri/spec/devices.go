@@ -10,7 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
-	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"tags.cncf.io/container-device-interface/pkg/cdi"
 )
 
@@ -55,7 +55,7 @@ func (b *builder) devices() error {
 	return nil
 }
 
-func (b *builder) addDevice(d *runtime.Device) error {
+func (b *builder) addDevice(d *runtimeapi.Device) error {
 	from, err := b.in.System.Source(d.GetHostPath(), false)
 	if err != nil {
 		return err
@@ -76,7 +76,7 @@ func (b *builder) addDevice(d *runtime.Device) error {
 		b.own(&node)
 		b.addNode(node)
 		b.spec.Linux.Resources.Devices = append(b.spec.Linux.Resources.Devices, specs.LinuxDeviceCgroup{
-			Allow: true, Type: node.Type, Major: ptr(node.Major), Minor: ptr(node.Minor), Access: d.GetPermissions(),
+			Allow: true, Type: node.Type, Major: new(node.Major), Minor: new(node.Minor), Access: d.GetPermissions(),
 		})
 	}
 	return nil
@@ -88,10 +88,10 @@ func (b *builder) own(node *specs.LinuxDevice) {
 		return
 	}
 	if id := b.security().GetRunAsUser().GetValue(); id != 0 {
-		node.UID = ptr(uint32(id)) //nolint:gosec // checkUser bounded it
+		node.UID = new(uint32(id)) //nolint:gosec // checkUser bounded it
 	}
 	if id := b.security().GetRunAsGroup().GetValue(); id != 0 {
-		node.GID = ptr(uint32(id)) //nolint:gosec // checkUser bounded it
+		node.GID = new(uint32(id)) //nolint:gosec // checkUser bounded it
 	}
 }
 

@@ -11,7 +11,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
-	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/nodeagent/nodeagent/cri/spec"
 )
@@ -130,12 +130,12 @@ func fixture() (spec.Input, *fakeSystem) {
 	}
 	in := spec.Input{
 		ID: "c0ffee",
-		Config: &runtime.ContainerConfig{
-			Metadata: &runtime.ContainerMetadata{Name: "app"},
-			Linux: &runtime.LinuxContainerConfig{
-				Resources: &runtime.LinuxContainerResources{},
-				SecurityContext: &runtime.LinuxContainerSecurityContext{
-					NamespaceOptions: &runtime.NamespaceOption{Pid: runtime.NamespaceMode_CONTAINER},
+		Config: &runtimeapi.ContainerConfig{
+			Metadata: &runtimeapi.ContainerMetadata{Name: "app"},
+			Linux: &runtimeapi.LinuxContainerConfig{
+				Resources: &runtimeapi.LinuxContainerResources{},
+				SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
+					NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER},
 				},
 			},
 		},
@@ -145,10 +145,10 @@ func fixture() (spec.Input, *fakeSystem) {
 		},
 		Sandbox: spec.Sandbox{
 			ID: "beef",
-			Config: &runtime.PodSandboxConfig{
-				Metadata: &runtime.PodSandboxMetadata{Name: "web-0", Namespace: "shop", Uid: "1234"},
+			Config: &runtimeapi.PodSandboxConfig{
+				Metadata: &runtimeapi.PodSandboxMetadata{Name: "web-0", Namespace: "shop", Uid: "1234"},
 				Hostname: "web-0",
-				Linux:    &runtime.LinuxPodSandboxConfig{CgroupParent: "/kubepods/burstable/pod1234", SecurityContext: &runtime.LinuxSandboxSecurityContext{}},
+				Linux:    &runtimeapi.LinuxPodSandboxConfig{CgroupParent: "/kubepods/burstable/pod1234", SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{}},
 			},
 			Namespaces: spec.Namespaces{Net: "/ns/net", IPC: "/ns/ipc", UTS: "/ns/uts"},
 			Hostname:   "/sb/hostname", Hosts: "/sb/hosts", ResolvConf: "/sb/resolv.conf", Shm: "/sb/shm",

@@ -20,7 +20,7 @@ import (
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
-	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // Input is all that Build looks at. Nil messages mean their zero values; nothing in it is changed.
@@ -28,7 +28,7 @@ type Input struct {
 	// ID is the container's ID, the leaf of its cgroup.
 	ID string
 	// Config is the CreateContainer request's container config.
-	Config *runtime.ContainerConfig
+	Config *runtimeapi.ContainerConfig
 	// Image is what the container is made from.
 	Image Image
 	// Sandbox is the pod it is made in.
@@ -64,7 +64,7 @@ type Image struct {
 // Sandbox is what the pod already has.
 type Sandbox struct {
 	ID     string
-	Config *runtime.PodSandboxConfig
+	Config *runtimeapi.PodSandboxConfig
 	// Namespaces are the pod's pinned namespaces.
 	Namespaces Namespaces
 	// TargetPID is the PID namespace of the container that NamespaceOption.target_id names, for pid mode TARGET.
@@ -110,7 +110,7 @@ type Policy struct {
 	// ShmSize is the size of a /dev/shm in bytes when the pod brings none; 0 means 64 MiB.
 	ShmSize int64
 	// UnsetSeccomp is the profile for containers that name none at all: nil or Unconfined means none.
-	UnsetSeccomp *runtime.SecurityProfile
+	UnsetSeccomp *runtimeapi.SecurityProfile
 	// DeviceOwnershipFromSecurityContext gives device nodes to run_as_user and run_as_group instead of the host's owner.
 	DeviceOwnershipFromSecurityContext bool
 	// RejectMissingHugetlb refuses hugepage limits on a host without the controller instead of dropping them.
@@ -177,7 +177,7 @@ type CDI interface {
 type Output struct {
 	Spec *specs.Spec
 	// User is what ContainerStatus reports as user.linux.
-	User *runtime.LinuxContainerUser
+	User *runtimeapi.LinuxContainerUser
 	// StopSignal is the signal that stops the container, as SIGNAME: the pod's choice, the image's, SIGTERM.
 	StopSignal string
 	// Labels are the SELinux labels in use; NewLabels says that Build reserved them, so that a removed container

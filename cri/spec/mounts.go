@@ -13,7 +13,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
-	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	crierrors "k8s.io/cri-api/pkg/errors"
 )
 
@@ -32,7 +32,7 @@ func defaultMounts() []specs.Mount {
 // bind is a bind mount that Build plans first and resolves on the host later.
 type bind struct {
 	field string
-	*runtime.Mount
+	*runtimeapi.Mount
 	source string
 	// create makes an absent source a directory; only a CRI host path is.
 	create bool
@@ -57,7 +57,7 @@ func (b *builder) planMounts() {
 	}
 	for _, dst := range slices.Sorted(maps.Keys(b.in.Image.Volumes)) {
 		if clean := path.Join("/", dst); !taken[clean] {
-			m := &runtime.Mount{ContainerPath: clean, SelinuxRelabel: true}
+			m := &runtimeapi.Mount{ContainerPath: clean, SelinuxRelabel: true}
 			b.plan = append(b.plan, bind{field: "volume " + clean + " of the image", Mount: m, source: b.in.Image.Volumes[dst]})
 		}
 	}
@@ -87,19 +87,19 @@ func (b *builder) podMounts() []bind {
 		if f[1] == "" {
 			continue
 		}
-		m := &runtime.Mount{ContainerPath: f[0], Readonly: readonly, SelinuxRelabel: true}
+		m := &runtimeapi.Mount{ContainerPath: f[0], Readonly: readonly, SelinuxRelabel: true}
 		if b.ids != nil && b.in.Handler.IDMapMounts {
 			m.UidMappings, m.GidMappings = userns.GetUids(), userns.GetGids()
 		}
 		out = append(out, bind{field: f[0] + " of the pod", Mount: m, source: f[1]})
 	}
 	shm := pod.Shm
-	if shm == "" && b.security().GetNamespaceOptions().GetIpc() == runtime.NamespaceMode_NODE {
+	if shm == "" && b.security().GetNamespaceOptions().GetIpc() == runtimeapi.NamespaceMode_NODE {
 		shm = "/dev/shm"
 	}
 	if shm != "" {
 		// Not mapped to the user namespace: tmpfs learned that in Linux 6.3 only, and this one begins empty.
-		m := &runtime.Mount{ContainerPath: "/dev/shm", SelinuxRelabel: shm != "/dev/shm"}
+		m := &runtimeapi.Mount{ContainerPath: "/dev/shm", SelinuxRelabel: shm != "/dev/shm"}
 		out = append(out, bind{field: "/dev/shm of the pod", Mount: m, source: shm})
 	}
 	return out
@@ -139,7 +139,7 @@ func (b *builder) sysMount() {
 		if m.Destination != "/sys" || m.Type != "sysfs" {
 			continue
 		}
-		hostNetwork := b.security().GetNamespaceOptions().GetNetwork() == runtime.NamespaceMode_NODE
+		hostNetwork := b.security().GetNamespaceOptions().GetNetwork() == runtimeapi.NamespaceMode_NODE
 		switch {
 		case b.ids != nil && hostNetwork:
 			b.spec.Mounts[i] = specs.Mount{
@@ -168,7 +168,7 @@ func replace(options []string, old, with string) []string {
 }
 
 // checkMount finds the faults of one CRI mount.
-func (b *builder) checkMount(field string, m *runtime.Mount) (bind, bool) {
+func (b *builder) checkMount(field string, m *runtimeapi.Mount) (bind, bool) {
 	before := len(b.faults)
 	p := bind{field: field, Mount: m, source: m.GetHostPath(), create: true}
 	checkInside(&b.faults, field+".container_path", m.GetContainerPath())
@@ -183,7 +183,7 @@ func (b *builder) checkMount(field string, m *runtime.Mount) (bind, bool) {
 			b.faults.invalid(field+".host_path", "%q is not an absolute path", m.GetHostPath())
 		}
 	}
-	if _, ok := enumName(runtime.MountPropagation_name, int32(m.GetPropagation())); !ok {
+	if _, ok := enumName(runtimeapi.MountPropagation_name, int32(m.GetPropagation())); !ok {
 		b.faults.invalid(field+".propagation", "unknown value %d", int32(m.GetPropagation()))
 	}
 	b.checkReadOnly(field, m)
@@ -193,11 +193,11 @@ func (b *builder) checkMount(field string, m *runtime.Mount) (bind, bool) {
 }
 
 // imageSource is where the image of an image volume is mounted on the host.
-func (b *builder) imageSource(field string, m *runtime.Mount) string {
+func (b *builder) imageSource(field string, m *runtimeapi.Mount) string {
 	if m.GetHostPath() != "" {
 		b.faults.invalid(field+".host_path", "set together with image")
 	}
-	if m.GetPropagation() != runtime.MountPropagation_PROPAGATION_PRIVATE {
+	if m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE {
 		b.faults.invalid(field+".propagation", "an image volume has to be private")
 	}
 	source := b.in.Image.Mounts[m.GetContainerPath()]
@@ -236,7 +236,7 @@ func checkInside(f *faults, field, p string) {
 	}
 }
 
-func (b *builder) checkReadOnly(field string, m *runtime.Mount) {
+func (b *builder) checkReadOnly(field string, m *runtimeapi.Mount) {
 	if !m.GetRecursiveReadOnly() {
 		return
 	}
@@ -244,7 +244,7 @@ func (b *builder) checkReadOnly(field string, m *runtime.Mount) {
 	if !m.GetReadonly() && m.GetImage().GetImage() == "" {
 		b.faults.invalid(field, "set on a mount that is not readonly")
 	}
-	if m.GetPropagation() != runtime.MountPropagation_PROPAGATION_PRIVATE {
+	if m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE {
 		b.faults.invalid(field, "needs private propagation, not %s", m.GetPropagation())
 	}
 	if !b.in.Handler.RecursiveReadOnlyMounts {
@@ -253,7 +253,7 @@ func (b *builder) checkReadOnly(field string, m *runtime.Mount) {
 	}
 }
 
-func (b *builder) checkOptions(field string, m *runtime.Mount) {
+func (b *builder) checkOptions(field string, m *runtimeapi.Mount) {
 	known := []string{"noexec", "nodev", "nosuid", "noatime", "nodiratime", "relatime", "strictatime", "nosymfollow"}
 	for i, o := range m.GetMountOptions() {
 		if !slices.Contains(known, o) {
@@ -262,7 +262,7 @@ func (b *builder) checkOptions(field string, m *runtime.Mount) {
 	}
 }
 
-func (b *builder) checkIDMap(field string, m *runtime.Mount) {
+func (b *builder) checkIDMap(field string, m *runtimeapi.Mount) {
 	if len(m.GetUidMappings()) == 0 && len(m.GetGidMappings()) == 0 {
 		return
 	}
@@ -272,7 +272,7 @@ func (b *builder) checkIDMap(field string, m *runtime.Mount) {
 	if !b.in.Handler.IDMapMounts {
 		b.faults.unable(field+".uidMappings", "runtime handler %q does not support idmap mounts", b.in.Handler.Name)
 	}
-	for _, list := range [][]*runtime.IDMapping{m.GetUidMappings(), m.GetGidMappings()} {
+	for _, list := range [][]*runtimeapi.IDMapping{m.GetUidMappings(), m.GetGidMappings()} {
 		for i, id := range list {
 			if id.GetLength() == 0 {
 				b.faults.invalid(field, "mapping %d maps 0 IDs", i)

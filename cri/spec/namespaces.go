@@ -9,7 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
-	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 const nsField = "linux.security_context.namespace_options."
@@ -36,10 +36,10 @@ func (b *builder) join(t specs.LinuxNamespaceType, path string) {
 	b.spec.Linux.Namespaces = append(b.spec.Linux.Namespaces, specs.LinuxNamespace{Type: t, Path: path})
 }
 
-func (b *builder) podNamespace(field string, t specs.LinuxNamespaceType, mode runtime.NamespaceMode, path string) {
+func (b *builder) podNamespace(field string, t specs.LinuxNamespaceType, mode runtimeapi.NamespaceMode, path string) {
 	switch mode {
-	case runtime.NamespaceMode_NODE:
-	case runtime.NamespaceMode_POD:
+	case runtimeapi.NamespaceMode_NODE:
+	case runtimeapi.NamespaceMode_POD:
 		if path == "" {
 			b.faults.unable(field, "mode POD, but the pod has no %s namespace of its own", t)
 			return
@@ -50,15 +50,15 @@ func (b *builder) podNamespace(field string, t specs.LinuxNamespaceType, mode ru
 	}
 }
 
-func (b *builder) pidNamespace(o *runtime.NamespaceOption) {
+func (b *builder) pidNamespace(o *runtimeapi.NamespaceOption) {
 	const field = nsField + "pid"
 	switch o.GetPid() {
-	case runtime.NamespaceMode_NODE:
-	case runtime.NamespaceMode_CONTAINER:
+	case runtimeapi.NamespaceMode_NODE:
+	case runtimeapi.NamespaceMode_CONTAINER:
 		b.join(specs.PIDNamespace, "")
-	case runtime.NamespaceMode_POD:
-		b.podNamespace(field, specs.PIDNamespace, runtime.NamespaceMode_POD, b.in.Sandbox.Namespaces.PID)
-	case runtime.NamespaceMode_TARGET:
+	case runtimeapi.NamespaceMode_POD:
+		b.podNamespace(field, specs.PIDNamespace, runtimeapi.NamespaceMode_POD, b.in.Sandbox.Namespaces.PID)
+	case runtimeapi.NamespaceMode_TARGET:
 		switch {
 		case o.GetTargetId() == "":
 			b.faults.invalid(nsField+"target_id", "empty with pid mode TARGET")
@@ -72,7 +72,7 @@ func (b *builder) pidNamespace(o *runtime.NamespaceOption) {
 	}
 }
 
-func (b *builder) userNamespace(o *runtime.NamespaceOption) {
+func (b *builder) userNamespace(o *runtimeapi.NamespaceOption) {
 	const field = nsField + "userns_options"
 	pod := b.podSecurity().GetNamespaceOptions().GetUsernsOptions()
 	if !sameUserNamespace(pod, o.GetUsernsOptions()) {
@@ -96,12 +96,14 @@ func (b *builder) userNamespace(o *runtime.NamespaceOption) {
 }
 
 // sameUserNamespace compares what pod and container ask for; not asking and mode NODE are the same.
-func sameUserNamespace(pod, container *runtime.UserNamespace) bool {
-	node := func(u *runtime.UserNamespace) bool { return u == nil || u.GetMode() == runtime.NamespaceMode_NODE }
+func sameUserNamespace(pod, container *runtimeapi.UserNamespace) bool {
+	node := func(u *runtimeapi.UserNamespace) bool {
+		return u == nil || u.GetMode() == runtimeapi.NamespaceMode_NODE
+	}
 	if node(pod) && node(container) {
 		return true
 	}
-	same := func(a, b *runtime.IDMapping) bool { return proto.Equal(a, b) }
+	same := func(a, b *runtimeapi.IDMapping) bool { return proto.Equal(a, b) }
 	return pod.GetMode() == container.GetMode() && slices.EqualFunc(pod.GetUids(), container.GetUids(), same) &&
 		slices.EqualFunc(pod.GetGids(), container.GetGids(), same)
 }
@@ -113,23 +115,23 @@ type idMaps struct {
 
 // CheckUserNamespace validates the user namespace that a pod asks for: mode NODE without mappings, or mode POD with exactly one
 // mapping each for users and groups, which starts at 0 inside. It is what RunPodSandbox has to know before it makes one.
-func CheckUserNamespace(u *runtime.UserNamespace) error {
+func CheckUserNamespace(u *runtimeapi.UserNamespace) error {
 	var f faults
 	checkUserNamespace(&f, nsField+"userns_options", u)
 	return f.err()
 }
 
-func checkUserNamespace(f *faults, field string, u *runtime.UserNamespace) *idMaps {
+func checkUserNamespace(f *faults, field string, u *runtimeapi.UserNamespace) *idMaps {
 	if u == nil {
 		return nil
 	}
 	switch u.GetMode() {
-	case runtime.NamespaceMode_NODE:
+	case runtimeapi.NamespaceMode_NODE:
 		if len(u.GetUids())+len(u.GetGids()) > 0 {
 			f.invalid(field, "mode NODE with mappings")
 		}
 		return nil
-	case runtime.NamespaceMode_POD:
+	case runtimeapi.NamespaceMode_POD:
 	default:
 		f.invalid(field+".mode", "mode %s is not possible for a user namespace", modeName(u.GetMode()))
 		return nil
@@ -146,7 +148,7 @@ func checkUserNamespace(f *faults, field string, u *runtime.UserNamespace) *idMa
 	return &idMaps{uid: uid, gid: gid}
 }
 
-func checkMapping(f *faults, field string, maps []*runtime.IDMapping) (specs.LinuxIDMapping, bool) {
+func checkMapping(f *faults, field string, maps []*runtimeapi.IDMapping) (specs.LinuxIDMapping, bool) {
 	if len(maps) != 1 || maps[0] == nil {
 		f.invalid(field, "%d mappings, exactly one is supported", len(maps))
 		return specs.LinuxIDMapping{}, false

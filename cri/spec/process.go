@@ -9,7 +9,7 @@ import (
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
-	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -149,8 +149,8 @@ func enumName(names map[int32]string, v int32) (string, bool) {
 }
 
 // modeName prints a namespace mode, known or not.
-func modeName(m runtime.NamespaceMode) string {
-	if name, ok := enumName(runtime.NamespaceMode_name, int32(m)); ok {
+func modeName(m runtimeapi.NamespaceMode) string {
+	if name, ok := enumName(runtimeapi.NamespaceMode_name, int32(m)); ok {
 		return name
 	}
 	return fmt.Sprintf("%d", int32(m))

@@ -11,7 +11,7 @@ import (
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
-	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // The kernel's bounds of CFS bandwidth control (kernel/sched/core.c), in microseconds.
@@ -49,7 +49,7 @@ func (b *builder) setCgroup() {
 // UpdateResources returns a copy of s with the resources of an UpdateContainerResources request laid over it: what the request
 // leaves at zero stays as it is. The copy's Linux.Resources is what the task is updated with. The oom_score_adj of a running
 // process is not changed.
-func UpdateResources(s *specs.Spec, r *runtime.LinuxContainerResources, host Host, policy Policy) (*specs.Spec, error) {
+func UpdateResources(s *specs.Spec, r *runtimeapi.LinuxContainerResources, host Host, policy Policy) (*specs.Spec, error) {
 	out, err := clone(s)
 	if err != nil {
 		return nil, fmt.Errorf("copy spec: %w", err)
@@ -71,14 +71,14 @@ type limits struct {
 
 const resField = "linux.resources."
 
-func applyResources(f *faults, dst *specs.LinuxResources, r *runtime.LinuxContainerResources, l limits) {
+func applyResources(f *faults, dst *specs.LinuxResources, r *runtimeapi.LinuxContainerResources, l limits) {
 	applyCPU(f, dst, r)
 	applyMemory(f, dst, r, l.host)
 	applyHugepages(f, dst, r.GetHugepageLimits(), l)
 	applyUnified(f, dst, r.GetUnified(), l.host)
 }
 
-func applyCPU(f *faults, dst *specs.LinuxResources, r *runtime.LinuxContainerResources) {
+func applyCPU(f *faults, dst *specs.LinuxResources, r *runtimeapi.LinuxContainerResources) {
 	if dst.CPU == nil {
 		dst.CPU = &specs.LinuxCPU{}
 	}
@@ -87,21 +87,21 @@ func applyCPU(f *faults, dst *specs.LinuxResources, r *runtime.LinuxContainerRes
 	case p < minPeriod || p > maxPeriod:
 		f.invalid(resField+"cpu_period", "%d is not between %d and %d microseconds", p, minPeriod, maxPeriod)
 	default:
-		dst.CPU.Period = ptr(uint64(p))
+		dst.CPU.Period = new(uint64(p))
 	}
 	switch q := r.GetCpuQuota(); {
 	case q == 0:
 	case q < -1 || q > 0 && q < minQuota:
 		f.invalid(resField+"cpu_quota", "%d is neither -1 (no limit) nor at least %d microseconds", q, minQuota)
 	default:
-		dst.CPU.Quota = ptr(q)
+		dst.CPU.Quota = new(q)
 	}
 	switch s := r.GetCpuShares(); {
 	case s == 0:
 	case s < 0:
 		f.invalid(resField+"cpu_shares", "%d is negative", s)
 	default:
-		dst.CPU.Shares = ptr(uint64(s))
+		dst.CPU.Shares = new(uint64(s))
 	}
 	checkCPUList(f, resField+"cpuset_cpus", r.GetCpusetCpus(), &dst.CPU.Cpus)
 	checkCPUList(f, resField+"cpuset_mems", r.GetCpusetMems(), &dst.CPU.Mems)
@@ -127,7 +127,7 @@ func checkCPUList(f *faults, field, list string, dst *string) {
 	*dst = list
 }
 
-func applyMemory(f *faults, dst *specs.LinuxResources, r *runtime.LinuxContainerResources, host Host) {
+func applyMemory(f *faults, dst *specs.LinuxResources, r *runtimeapi.LinuxContainerResources, host Host) {
 	if dst.Memory == nil {
 		dst.Memory = &specs.LinuxMemory{}
 	}
@@ -137,10 +137,10 @@ func applyMemory(f *faults, dst *specs.LinuxResources, r *runtime.LinuxContainer
 		return
 	}
 	if limit > 0 {
-		dst.Memory.Limit = ptr(limit)
+		dst.Memory.Limit = new(limit)
 		if swap == 0 && host.Swap {
 			// Memory plus swap no more than memory: no swap unless it is asked for.
-			dst.Memory.Swap = ptr(limit)
+			dst.Memory.Swap = new(limit)
 		}
 	}
 	effective := limit
@@ -154,11 +154,11 @@ func applyMemory(f *faults, dst *specs.LinuxResources, r *runtime.LinuxContainer
 	case swap > 0 && swap < effective:
 		f.invalid(resField+"memory_swap_limit_in_bytes", "%d (memory and swap together) is below the memory limit %d", swap, effective)
 	case host.Swap:
-		dst.Memory.Swap = ptr(swap)
+		dst.Memory.Swap = new(swap)
 	}
 }
 
-func applyHugepages(f *faults, dst *specs.LinuxResources, want []*runtime.HugepageLimit, l limits) {
+func applyHugepages(f *faults, dst *specs.LinuxResources, want []*runtimeapi.HugepageLimit, l limits) {
 	seen := map[string]bool{}
 	for i, h := range want {
 		field := fmt.Sprintf(resField+"hugepage_limits[%d].page_size", i)
@@ -205,5 +205,3 @@ func applyUnified(f *faults, dst *specs.LinuxResources, unified map[string]strin
 	}
 	dst.Unified = merged
 }
-
-func ptr[T any](v T) *T { return &v }

@@ -7,7 +7,7 @@ import (
 	"maps"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
-	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 const (
@@ -66,19 +66,19 @@ func BuildSandbox(in SandboxInput) (*Output, error) {
 }
 
 // sandboxContainer words the pod's own security context as that of a container, confined as far as an idle process can be.
-func sandboxContainer(pod *runtime.PodSandboxConfig, args []string) *runtime.ContainerConfig {
+func sandboxContainer(pod *runtimeapi.PodSandboxConfig, args []string) *runtimeapi.ContainerConfig {
 	sc := pod.GetLinux().GetSecurityContext()
 	o := sc.GetNamespaceOptions()
-	pid := runtime.NamespaceMode_CONTAINER
-	if o.GetPid() == runtime.NamespaceMode_NODE {
-		pid = runtime.NamespaceMode_NODE
+	pid := runtimeapi.NamespaceMode_CONTAINER
+	if o.GetPid() == runtimeapi.NamespaceMode_NODE {
+		pid = runtimeapi.NamespaceMode_NODE
 	}
-	return &runtime.ContainerConfig{
+	return &runtimeapi.ContainerConfig{
 		Command: args,
-		Linux: &runtime.LinuxContainerConfig{
-			Resources: &runtime.LinuxContainerResources{CpuShares: sandboxCPUShares, OomScoreAdj: sandboxOOMScore},
-			SecurityContext: &runtime.LinuxContainerSecurityContext{
-				NamespaceOptions: &runtime.NamespaceOption{
+		Linux: &runtimeapi.LinuxContainerConfig{
+			Resources: &runtimeapi.LinuxContainerResources{CpuShares: sandboxCPUShares, OomScoreAdj: sandboxOOMScore},
+			SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
+				NamespaceOptions: &runtimeapi.NamespaceOption{
 					Network: o.GetNetwork(), Pid: pid, Ipc: o.GetIpc(), UsernsOptions: o.GetUsernsOptions(),
 				},
 				SelinuxOptions: sc.GetSelinuxOptions(), RunAsUser: sc.GetRunAsUser(), RunAsGroup: sc.GetRunAsGroup(),
@@ -91,7 +91,7 @@ func sandboxContainer(pod *runtime.PodSandboxConfig, args []string) *runtime.Con
 	}
 }
 
-func sandboxSeccomp(sc *runtime.LinuxSandboxSecurityContext) *runtime.SecurityProfile {
+func sandboxSeccomp(sc *runtimeapi.LinuxSandboxSecurityContext) *runtimeapi.SecurityProfile {
 	if p := sc.GetSeccomp(); p != nil {
 		return p
 	}

@@ -15,7 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/contrib/seccomp"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
-	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // AppArmorDefault is the profile that RuntimeDefault means; the daemon loads it at its start.
@@ -50,7 +50,7 @@ func (b *builder) checkProfiles() {
 		b.faults.invalid(secField+"selinux_options.level", "%q is not a level like s0:c1,c2", l)
 	}
 	checkProfile(&b.faults, secField+"seccomp", b.seccompProfile())
-	if p := b.seccompProfile(); p.GetProfileType() == runtime.SecurityProfile_Localhost && p.GetLocalhostRef() != "" && !path.IsAbs(p.GetLocalhostRef()) {
+	if p := b.seccompProfile(); p.GetProfileType() == runtimeapi.SecurityProfile_Localhost && p.GetLocalhostRef() != "" && !path.IsAbs(p.GetLocalhostRef()) {
 		b.faults.invalid(secField+"seccomp.localhost_ref", "%q is not an absolute path", p.GetLocalhostRef())
 	}
 	checkProfile(&b.faults, secField+"apparmor", b.appArmorProfile())
@@ -62,18 +62,18 @@ func (b *builder) checkProfiles() {
 	}
 }
 
-func confined(p *runtime.SecurityProfile) bool {
-	return p != nil && p.GetProfileType() != runtime.SecurityProfile_Unconfined
+func confined(p *runtimeapi.SecurityProfile) bool {
+	return p != nil && p.GetProfileType() != runtimeapi.SecurityProfile_Unconfined
 }
 
-func checkProfile(f *faults, field string, p *runtime.SecurityProfile) {
+func checkProfile(f *faults, field string, p *runtimeapi.SecurityProfile) {
 	if p == nil {
 		return
 	}
-	if _, ok := enumName(runtime.SecurityProfile_ProfileType_name, int32(p.GetProfileType())); !ok {
+	if _, ok := enumName(runtimeapi.SecurityProfile_ProfileType_name, int32(p.GetProfileType())); !ok {
 		f.invalid(field+".profile_type", "unknown value %d", int32(p.GetProfileType()))
 	}
-	if local := p.GetProfileType() == runtime.SecurityProfile_Localhost; local && p.GetLocalhostRef() == "" {
+	if local := p.GetProfileType() == runtimeapi.SecurityProfile_Localhost; local && p.GetLocalhostRef() == "" {
 		f.invalid(field+".localhost_ref", "empty with profile type Localhost")
 	} else if !local && p.GetLocalhostRef() != "" {
 		f.invalid(field+".localhost_ref", "set with profile type %s", p.GetProfileType())
@@ -81,19 +81,19 @@ func checkProfile(f *faults, field string, p *runtime.SecurityProfile) {
 }
 
 // legacyProfile reads the deprecated string form; nil for none.
-func legacyProfile(s string) *runtime.SecurityProfile {
+func legacyProfile(s string) *runtimeapi.SecurityProfile {
 	switch s {
 	case "":
 		return nil
 	case "runtime/default", "docker/default":
-		return &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_RuntimeDefault}
+		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
 	case "unconfined":
-		return &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_Unconfined}
+		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}
 	}
-	return &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_Localhost, LocalhostRef: strings.TrimPrefix(s, "localhost/")}
+	return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: strings.TrimPrefix(s, "localhost/")}
 }
 
-func (b *builder) seccompProfile() *runtime.SecurityProfile {
+func (b *builder) seccompProfile() *runtimeapi.SecurityProfile {
 	if p := b.security().GetSeccomp(); p != nil {
 		return p
 	}
@@ -104,14 +104,14 @@ func (b *builder) seccompProfile() *runtime.SecurityProfile {
 }
 
 // appArmorProfile is RuntimeDefault for a container that names none, where the host has AppArmor (k/k#51746).
-func (b *builder) appArmorProfile() *runtime.SecurityProfile {
+func (b *builder) appArmorProfile() *runtimeapi.SecurityProfile {
 	if p := b.security().GetApparmor(); p != nil {
 		return p
 	}
 	if p := legacyProfile(b.security().GetApparmorProfile()); p != nil { //nolint:staticcheck // deprecated, but older kubelets send it
 		return p
 	}
-	return &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_RuntimeDefault}
+	return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
 }
 
 // profiles sets seccomp and AppArmor.
@@ -132,9 +132,9 @@ func (b *builder) seccomp() error {
 		b.spec.Linux.Seccomp = nil
 	case p == nil:
 		// The base spec's, if it has one.
-	case p.GetProfileType() == runtime.SecurityProfile_Unconfined:
+	case p.GetProfileType() == runtimeapi.SecurityProfile_Unconfined:
 		b.spec.Linux.Seccomp = nil
-	case p.GetProfileType() == runtime.SecurityProfile_RuntimeDefault:
+	case p.GetProfileType() == runtimeapi.SecurityProfile_RuntimeDefault:
 		b.spec.Linux.Seccomp = seccomp.DefaultProfile(b.spec)
 	default:
 		profile, err := b.readProfile(strings.TrimPrefix(p.GetLocalhostRef(), "localhost/"))
@@ -167,11 +167,11 @@ func (b *builder) readProfile(file string) (*specs.LinuxSeccomp, error) {
 func (b *builder) appArmor() error {
 	b.spec.Process.ApparmorProfile = ""
 	p := b.appArmorProfile()
-	if !b.in.Host.AppArmor || p.GetProfileType() == runtime.SecurityProfile_Unconfined {
+	if !b.in.Host.AppArmor || p.GetProfileType() == runtimeapi.SecurityProfile_Unconfined {
 		return nil
 	}
 	name := strings.TrimPrefix(p.GetLocalhostRef(), "localhost/")
-	if p.GetProfileType() == runtime.SecurityProfile_RuntimeDefault {
+	if p.GetProfileType() == runtimeapi.SecurityProfile_RuntimeDefault {
 		if b.security().GetPrivileged() {
 			return nil
 		}

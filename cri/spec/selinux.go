@@ -8,7 +8,7 @@ import (
 	"slices"
 	"strings"
 
-	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // labels picks the SELinux labels: none for privileged containers, the pod's for containers without options of their own. One
@@ -43,7 +43,7 @@ func (b *builder) setLabels(l Labels) {
 	b.spec.Linux.MountLabel = l.Mount
 }
 
-func labelOptions(o *runtime.SELinuxOption) []string {
+func labelOptions(o *runtimeapi.SELinuxOption) []string {
 	all := []string{"user:" + o.GetUser(), "role:" + o.GetRole(), "type:" + o.GetType(), "level:" + o.GetLevel()}
 	return slices.DeleteFunc(all, func(s string) bool { return strings.HasSuffix(s, ":") })
 }

@@ -4,10 +4,11 @@ package spec
 
 import (
 	"maps"
+	"path"
 	"slices"
 	"strings"
 
-	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // SysctlSet is the sysctls of a pod by the namespace they belong to; each is written from inside that namespace, under
@@ -27,48 +28,47 @@ func (s SysctlSet) all() map[string]string {
 
 // Sysctls sorts a pod's sysctls by namespace and adds the administrator's defaults. One that is not namespaced, or whose
 // namespace the pod shares with the host, is refused: it would change the node.
-func Sysctls(pod *runtime.PodSandboxConfig, policy Policy) (SysctlSet, error) {
+func Sysctls(pod *runtimeapi.PodSandboxConfig, policy Policy) (SysctlSet, error) {
 	set := SysctlSet{Net: map[string]string{}, IPC: map[string]string{}, UTS: map[string]string{}}
 	o := pod.GetLinux().GetSecurityContext().GetNamespaceOptions()
-	hostNet := o.GetNetwork() == runtime.NamespaceMode_NODE
+	hostNet := o.GetNetwork() == runtimeapi.NamespaceMode_NODE
 	if !hostNet {
 		if policy.UnprivilegedPorts {
 			set.Net["net.ipv4.ip_unprivileged_port_start"] = "0"
 		}
 		// The kernel refuses group IDs here that a user namespace does not map.
 		userns := o.GetUsernsOptions()
-		mapped := userns != nil && userns.GetMode() == runtime.NamespaceMode_POD
+		mapped := userns != nil && userns.GetMode() == runtimeapi.NamespaceMode_POD
 		if policy.UnprivilegedICMP && !mapped {
 			set.Net["net.ipv4.ping_group_range"] = "0 2147483647"
 		}
 	}
 	var f faults
+	put := func(field string, to map[string]string, name, value string, host bool) {
+		if host {
+			f.invalid(field, "the pod shares this namespace with the host")
+			return
+		}
+		to[name] = value
+	}
 	given := pod.GetLinux().GetSysctls()
 	for _, key := range slices.Sorted(maps.Keys(given)) {
 		field := "linux.sysctls[" + key + "]"
 		name := sysctlName(key)
 		switch {
-		case strings.Contains("."+name+".", "...") || strings.ContainsRune(name, 0) || strings.HasPrefix(name, "."):
+		case path.Clean(SysctlFile(name)) != SysctlFile(name) || strings.ContainsRune(name, 0):
 			f.invalid(field, "not the name of a sysctl")
 		case strings.HasPrefix(name, "net."):
-			put(&f, field, set.Net, name, given[key], hostNet)
+			put(field, set.Net, name, given[key], hostNet)
 		case ipcSysctl(name):
-			put(&f, field, set.IPC, name, given[key], o.GetIpc() == runtime.NamespaceMode_NODE)
+			put(field, set.IPC, name, given[key], o.GetIpc() == runtimeapi.NamespaceMode_NODE)
 		case name == "kernel.domainname":
-			put(&f, field, set.UTS, name, given[key], hostNet)
+			put(field, set.UTS, name, given[key], hostNet)
 		default:
 			f.invalid(field, "not a namespaced sysctl, setting it would change the node")
 		}
 	}
 	return set, f.err()
-}
-
-func put(f *faults, field string, to map[string]string, name, value string, host bool) {
-	if host {
-		f.invalid(field, "the pod shares this namespace with the host")
-		return
-	}
-	to[name] = value
 }
 
 func ipcSysctl(name string) bool {

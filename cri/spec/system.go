@@ -86,24 +86,30 @@ func (machine) Devices(path string) ([]specs.LinuxDevice, error) {
 		}
 		return []specs.LinuxDevice{*d}, nil
 	}
+	return nodesBelow(path)
+}
+
+// nodesBelow lists the device nodes of a directory; those that vanish meanwhile are left out.
+func nodesBelow(dir string) ([]specs.LinuxDevice, error) {
+	ofItsOwn := []string{"pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"}
 	var out []specs.LinuxDevice
-	err = filepath.WalkDir(path, func(p string, e fs.DirEntry, err error) error {
+	err := filepath.WalkDir(dir, func(p string, e fs.DirEntry, err error) error {
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
-			return nil // nodes come and go while we look
+			return nil
 		case err != nil:
 			return err
-		case e.IsDir() && p != path && slices.Contains([]string{"pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"}, e.Name()):
-			return fs.SkipDir // the container has its own
+		case e.IsDir() && p != dir && slices.Contains(ofItsOwn, e.Name()):
+			return fs.SkipDir
 		case e.IsDir() || e.Name() == "console" || e.Type()&fs.ModeDevice == 0:
 			return nil
 		}
 		d, err := oci.DeviceFromPath(p)
-		if err == nil {
-			out = append(out, *d)
-		}
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, oci.ErrNotADevice) {
 			return nil
+		}
+		if err == nil {
+			out = append(out, *d)
 		}
 		return err
 	})
@@ -115,7 +121,7 @@ func (machine) ReadFile(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	info, err := f.Stat()
 	if err != nil {
 		return nil, err

@@ -9,7 +9,7 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
-	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // maxID is the highest user or group ID Kubernetes allows.
@@ -32,12 +32,12 @@ func (b *builder) checkUser() {
 			b.faults.invalid(fmt.Sprintf(field+"supplemental_groups[%d]", i), "%d is not between 0 and %d", gid, maxID)
 		}
 	}
-	if _, ok := enumName(runtime.SupplementalGroupsPolicy_name, int32(sc.GetSupplementalGroupsPolicy())); !ok {
+	if _, ok := enumName(runtimeapi.SupplementalGroupsPolicy_name, int32(sc.GetSupplementalGroupsPolicy())); !ok {
 		b.faults.invalid(field+"supplemental_groups_policy", "unknown value %d", int32(sc.GetSupplementalGroupsPolicy()))
 	}
 }
 
-func (b *builder) checkID(field string, id *runtime.Int64Value) {
+func (b *builder) checkID(field string, id *runtimeapi.Int64Value) {
 	if id != nil && (id.GetValue() < 0 || id.GetValue() > maxID) {
 		b.faults.invalid(field, "%d is not between 0 and %d", id.GetValue(), maxID)
 	}
@@ -60,7 +60,7 @@ func (b *builder) user() error {
 	for _, gid := range sc.GetSupplementalGroups() {
 		groups = append(groups, uint32(gid)) //nolint:gosec // checkUser bounded it
 	}
-	if sc.GetSupplementalGroupsPolicy() == runtime.SupplementalGroupsPolicy_Merge {
+	if sc.GetSupplementalGroupsPolicy() == runtimeapi.SupplementalGroupsPolicy_Merge {
 		more, err := db.memberOf(u.name)
 		if err != nil {
 			return err
@@ -74,7 +74,7 @@ func (b *builder) user() error {
 	}
 	b.spec.Process.User.UID, b.spec.Process.User.GID = u.uid, u.gid
 	b.spec.Process.User.AdditionalGids = groups
-	b.out.User = &runtime.LinuxContainerUser{Uid: int64(u.uid), Gid: int64(u.gid)}
+	b.out.User = &runtimeapi.LinuxContainerUser{Uid: int64(u.uid), Gid: int64(u.gid)}
 	for _, gid := range groups {
 		b.out.User.SupplementalGroups = append(b.out.User.SupplementalGroups, int64(gid))
 	}
