@@ -28,6 +28,7 @@ packages=(
 components='
 containerd              | tools      | github.com/containerd/containerd/v2    | containerd ctr containerd-shim-runc-v2
 runc                    | tools      | github.com/opencontainers/runc         | runc
+cni-plugins             | tools      | github.com/containernetworking/plugins | bridge host-local loopback portmap ptp
 etcd                    | tests/e2e  | go.etcd.io/etcd/server/v3              | etcd
 kube-apiserver          | tests/e2e  | k8s.io/kubernetes                      | kube-apiserver
 kube-controller-manager | tests/e2e  | k8s.io/kubernetes                      | kube-controller-manager
@@ -35,6 +36,7 @@ kube-scheduler          | tests/e2e  | k8s.io/kubernetes                      | 
 kubelet                 | tests/e2e  | k8s.io/kubernetes                      | kubelet
 kubectl                 | tests/e2e  | k8s.io/kubernetes                      | kubectl
 kube-proxy              | tests/e2e  | k8s.io/kubernetes                      | kube-proxy
+pause                   | tests/e2e  | k8s.io/kubernetes                      | pause
 agnhost                 | tests/e2e  | k8s.io/kubernetes                      | agnhost
 cnitool                 | tests/e2e  | github.com/containernetworking/cni     | cnitool
 csi-sanity              | tests/e2e  | github.com/kubernetes-csi/csi-test/v5  | csi-sanity
@@ -66,6 +68,10 @@ recipe() { # component version
       github.com/containerd/containerd/v2/cmd/{containerd,ctr,containerd-shim-runc-v2}
     ;;
   runc) printf '%s\n' CGO_ENABLED=1 -- -tags=seccomp,urfave_cli_no_docs '-ldflags=-s -w' github.com/opencontainers/runc ;;
+  cni-plugins)
+    printf '%s\n' CGO_ENABLED=0 -- '-ldflags=-s -w' github.com/containernetworking/plugins/plugins/{main/bridge,ipam/host-local,main/loopback,meta/portmap,main/ptp}
+    ;;
+  pause) printf '%s\n' gcc -Os -Wall -static -s "-DVERSION=${2#v}" build/pause/linux/pause.c ;;
   etcd) printf '%s\n' CGO_ENABLED=0 -- '-ldflags=-s -w' ./cmd/etcd ;;
   cnitool) printf '%s\n' CGO_ENABLED=0 -- '-ldflags=-s -w' github.com/containernetworking/cni/cnitool ;;
   csi-sanity) printf '%s\n' CGO_ENABLED=0 -- '-ldflags=-s -w' github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity ;;
@@ -108,7 +114,19 @@ enter() { # directory programs: links in bin, replaced atomically
   done
 }
 
+compile_c() { # component version directory
+  local src args
+  cd "$top/$(field "$1" 2)"
+  src=$(GOWORK=off go list -m -f '{{.Dir}}' "$(field "$1" 3)")
+  mapfile -t args < <(recipe "$1" "$2")
+  rm -rf "$3.part" && mkdir -p "$3.part"
+  cd "$src"
+  "${args[@]}" -o "$3.part/$1"
+  rm -rf "$3" && mv "$3.part" "$3"
+}
+
 compile() { # component version directory: into a directory beside it, renamed when whole
+  if [ "$1" = pause ]; then compile_c "$@"; return; fi
   local part="$3.part" line env=() args=() seen='' verb=(build)
   while IFS= read -r line; do
     if [ "$line" = -- ]; then seen=1; elif [ -z "$seen" ]; then env+=("$line"); else args+=("$line"); fi

@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const downDeadline = 60 * time.Second
+
+// sysctls are what a kubelet writes and the kernel has one of only.
+var sysctls = []string{"kernel/panic", "kernel/panic_on_oops", "vm/overcommit_memory", "vm/panic_on_oom", "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes"}
+
+// state is what another process must know to show a cluster or to clean up after it.
+type state struct {
+	Name    string            `json:"name"`
+	PID     int               `json:"pid"`
+	Started uint64            `json:"started"` // of PID, in ticks since boot: tells a reused id
+	Runtime string            `json:"runtime"`
+	Sysctls map[string]string `json:"sysctls"`
+	// Ready says that the owner finished what it set out to do.
+	Ready      bool              `json:"ready"`
+	Kubeconfig string            `json:"kubeconfig,omitempty"`
+	Boxes      map[string]int    `json:"boxes,omitempty"` // name to init's process id
+	Notes      map[string]string `json:"notes,omitempty"`
+}
+
+func statePath(dir string) string { return filepath.Join(dir, "state.json") }
+
+// cgroupName is the cluster's subtree in every hierarchy.
+func cgroupName(dir string) string { return "nodeagent-cluster-" + filepath.Base(dir) }
+
+// claim takes the cluster's directory, after cleaning up a cluster of the same
+// name whose owner is dead.
+func (c *Cluster) claim(ctx context.Context) error {
+	if old, err := readState(c.dir); err == nil && old.alive() {
+		return fmt.Errorf("cluster %s is already running (process %d); stop it first", c.Name, old.PID)
+	}
+	if err := Sweep(ctx, c.dir); err != nil {
+		return fmt.Errorf("clean up after an earlier %s: %w", c.Name, err)
+	}
+	if err := os.MkdirAll(filepath.Join(c.Logs(), "control"), 0o700); err != nil {
+		return err
+	}
+	started, err := startTime(os.Getpid())
+	if err != nil {
+		return err
+	}
+	c.state = &state{Name: c.Name, PID: os.Getpid(), Started: started, Runtime: c.Runtime, Sysctls: map[string]string{}}
+	for _, s := range sysctls {
+		data, err := os.ReadFile(filepath.Join("/proc/sys", s))
+		if err != nil {
+			return err
+		}
+		c.state.Sysctls[s] = strings.TrimSpace(string(data))
+	}
+	return c.saveState()
+}
+
+func (c *Cluster) saveState() error {
+	c.state.Kubeconfig = c.Kubeconfig
+	c.state.Boxes = map[string]int{}
+	if c.Control != nil {
+		c.state.Boxes[c.Control.Name] = c.Control.PID
+	}
+	for _, n := range c.Nodes {
+		c.state.Boxes[n.Name] = n.PID
+	}
+	data, err := json.MarshalIndent(c.state, "", "  ")
+	if err != nil {
+		return err
+	}
+	tmp := statePath(c.dir) + ".new"
+	if err := os.WriteFile(tmp, data, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, statePath(c.dir))
+}
+
+// MarkReady lets other processes see that the owner is done with starting.
+func (c *Cluster) MarkReady() error {
+	c.state.Ready = true
+	return c.saveState()
+}
+
+func readState(dir string) (*state, error) {
+	data, err := os.ReadFile(statePath(dir))
+	if err != nil {
+		return nil, err
+	}
+	s := new(state)
+	return s, json.Unmarshal(data, s)
+}
+
+func (s *state) alive() bool {
+	t, err := startTime(s.PID)
+	return err == nil && t == s.Started
+}
+
+// startTime is field 22 of /proc/PID/stat.
+func startTime(pid int) (uint64, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	_, rest, ok := strings.Cut(string(data), ") ")
+	f := strings.Fields(rest)
+	if !ok || len(f) < 20 {
+		return 0, fmt.Errorf("process %d: odd stat line", pid)
+	}
+	return strconv.ParseUint(f[19], 10, 64)
+}
+
+// Sweep removes what a cluster in dir left: loop devices, cgroups, files; and puts
+// the sysctls back. Its boxes must be gone. Nothing there is no error.
+func Sweep(ctx context.Context, dir string) error {
+	var errs []error
+	if s, err := readState(dir); err == nil {
+		if s.PID != os.Getpid() && s.alive() {
+			return fmt.Errorf("cluster %s is running (process %d)", s.Name, s.PID)
+		}
+		for name, want := range s.Sysctls {
+			errs = append(errs, restoreSysctl(name, want))
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		errs = append(errs, err)
+	}
+	errs = append(errs, detachLoops(dir), removeCgroups(ctx, cgroupName(dir)))
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	_ = os.Remove(filepath.Dir(dir)) // the last cluster takes the base with it
+	return nil
+}
+
+func restoreSysctl(name, want string) error {
+	path := filepath.Join("/proc/sys", name)
+	now, err := os.ReadFile(path)
+	if err != nil || strings.TrimSpace(string(now)) == want {
+		return err
+	}
+	return os.WriteFile(path, []byte(want), 0)
+}
+
+// detachLoops frees the loop devices whose files are in dir.
+func detachLoops(dir string) error {
+	var errs []error
+	for dev := range loopsIn(dir) {
+		f, err := os.Open("/dev/" + dev)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0); err != nil {
+			errs = append(errs, fmt.Errorf("detach %s: %w", dev, err))
+		}
+		errs = append(errs, f.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// loopsIn maps loop devices to backing files below dir.
+func loopsIn(dir string) map[string]string {
+	out := map[string]string{}
+	files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	for _, f := range files {
+		data, err := os.ReadFile(f)
+		if err != nil {
+			continue // detached meanwhile
+		}
+		if backing := string(bytes.TrimSpace(data)); strings.HasPrefix(backing, dir+"/") {
+			out[strings.Split(f, "/")[3]] = backing
+		}
+	}
+	return out
+}
+
+// hierarchies lists the mounted cgroup hierarchies: one on v2, several on v1.
+func hierarchies() []string {
+	const root = "/sys/fs/cgroup"
+	if _, err := os.Stat(filepath.Join(root, "cgroup.controllers")); err == nil {
+		return []string{root}
+	}
+	var out []string
+	dirs, _ := os.ReadDir(root)
+	for _, d := range dirs {
+		if d.IsDir() {
+			out = append(out, filepath.Join(root, d.Name()))
+		}
+	}
+	return out
+}
+
+// makeCgroup makes name in every hierarchy, ready to hold pods.
+func makeCgroup(name string) error {
+	for _, h := range hierarchies() {
+		dir := h
+		for part := range strings.SplitSeq(name, "/") {
+			parent := dir
+			dir = filepath.Join(dir, part)
+			if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+				return err
+			}
+			for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
+				data, err := os.ReadFile(filepath.Join(parent, f))
+				if err != nil {
+					continue // not the cpuset hierarchy
+				}
+				if err := os.WriteFile(filepath.Join(dir, f), data, 0); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// removeCgroups removes name and all below it from every hierarchy. A process
+// that is still ending holds its cgroup for a moment.
+func removeCgroups(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, 10*time.Second, errors.New("cgroups are still in use"))
+	defer cancel()
+	return waitFor(ctx, func(context.Context) error {
+		var errs []error
+		for _, h := range hierarchies() {
+			errs = append(errs, removeTree(filepath.Join(h, name)))
+		}
+		return errors.Join(errs...)
+	})
+}
+
+// removeTree removes a directory of directories from the leaves up.
+func removeTree(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	errs := []error{err}
+	for _, e := range entries {
+		if e.IsDir() {
+			errs = append(errs, removeTree(filepath.Join(dir, e.Name())))
+		}
+	}
+	if err := unix.Rmdir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		errs = append(errs, fmt.Errorf("remove cgroup %s: %w", dir, err))
+	}
+	return errors.Join(errs...)
+}
+
+// keepLogs copies the logs of a cluster that failed out of the directory that is
+// about to be removed.
+func (c *Cluster) keepLogs() error {
+	keep := filepath.Join(os.TempDir(), "nodeagent-cluster-"+c.Name+"-logs")
+	if err := os.RemoveAll(keep); err != nil {
+		return err
+	}
+	if err := os.CopyFS(keep, os.DirFS(c.Logs())); err != nil {
+		return err
+	}
+	return fmt.Errorf("logs are kept in %s", keep)
+}

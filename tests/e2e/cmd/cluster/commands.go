@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/nodeagent/nodeagent/tests/e2e/cluster"
+)
+
+const usage = `usage: cluster COMMAND [flags]
+
+  up        start a cluster and keep it until Ctrl-C
+  demo      the same with the demo in it
+  status    show the clusters of this machine
+  enter     run a command inside a node: cluster enter [--name NAME] NODE [COMMAND...]
+  down      end a cluster and remove what is left of it
+
+flags of up and demo: --name --nodes --runtime --detach --base --tools --bin`
+
+type options struct {
+	cluster.Config
+	detach bool
+	args   []string
+}
+
+func parse(command string, args []string) (*options, error) {
+	o := &options{Config: cluster.Default()}
+	f := flag.NewFlagSet(command, flag.ContinueOnError)
+	f.StringVar(&o.Name, "name", o.Name, "name of the cluster")
+	f.IntVar(&o.Nodes, "nodes", o.Nodes, "number of nodes")
+	f.StringVar(&o.Runtime, "runtime", o.Runtime, "nodeagent or containerd")
+	f.StringVar(&o.Base, "base", o.Base, "directory for the clusters' files")
+	f.StringVar(&o.Tools, "tools", o.Tools, "directory with the programs that make deps builds")
+	f.StringVar(&o.Bin, "bin", o.Bin, "directory with the programs of this repository")
+	f.BoolVar(&o.detach, "detach", false, "go on in the background when the cluster is up")
+	if err := f.Parse(args); err != nil {
+		return nil, err
+	}
+	o.args = f.Args()
+	return o, o.Validate()
+}
+
+func run(ctx context.Context, args []string) error {
+	commands := map[string]func(context.Context, *options) error{
+		"up":     func(ctx context.Context, o *options) error { return stay(ctx, o, false) },
+		"demo":   func(ctx context.Context, o *options) error { return stay(ctx, o, true) },
+		"status": status,
+		"enter":  enter,
+		"down":   down,
+	}
+	if len(args) == 0 || commands[args[0]] == nil {
+		return errors.New(usage)
+	}
+	o, err := parse(args[0], args[1:])
+	if errors.Is(err, flag.ErrHelp) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if o.detach {
+		return detach(ctx, args, o)
+	}
+	return commands[args[0]](ctx, o)
+}
+
+// stay keeps a cluster until ctx ends.
+func stay(ctx context.Context, o *options, demo bool) (retErr error) {
+	o.Progress = cluster.NewProgress(os.Stderr)
+	o.Progress.Say("Cluster %s: %d node(s), kubelet on %s", o.Name, o.Nodes, o.Runtime)
+	c, err := cluster.Up(ctx, o.Config)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Minute)
+		defer cancel()
+		retErr = errors.Join(retErr, o.Progress.Step("clean up", func() error { return c.Down(cleanup) }))
+	}()
+	if demo {
+		if err := c.Demo(ctx); err != nil {
+			return err
+		}
+	}
+	if err := c.MarkReady(); err != nil {
+		return err
+	}
+	o.Progress.Say("\nUp after %.0f s. Use it with\n  export KUBECONFIG=%s\nCtrl-C, or `make stop`, ends it.", o.Progress.Elapsed().Seconds(), c.Kubeconfig)
+	<-ctx.Done()
+	o.Progress.Say("")
+	return nil
+}
+
+func status(_ context.Context, o *options) error {
+	all, err := cluster.List(o.Base)
+	if err != nil {
+		return err
+	}
+	if len(all) == 0 {
+		fmt.Println("no cluster")
+	}
+	for _, s := range all {
+		fmt.Println(s)
+	}
+	return nil
+}
