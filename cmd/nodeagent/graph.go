@@ -91,6 +91,9 @@ func (g *graph) addAPI() error {
 		return err
 	}
 	g.add("local api", s.Start, s.Stop)
+	if g.network != nil { // CNI programs that wait for the socket go on
+		g.add("cni queue", g.network.Open, nil)
+	}
 	return nil
 }
 

@@ -4,7 +4,9 @@ package main
 
 import (
 	"context"
+	"maps"
 
+	"github.com/nodeagent/nodeagent/api"
 	"github.com/nodeagent/nodeagent/cni"
 	"github.com/nodeagent/nodeagent/dataplane"
 	"github.com/nodeagent/nodeagent/kube"
@@ -29,6 +31,7 @@ func (g *graph) addNetwork() error {
 	g.network = n
 	g.add("pod network", n.Start, n.Stop)
 	g.health.check("network", n.Status)
+	maps.Copy(g.routes, api.CNIRoutes(n, g.log))
 	return nil
 }
 
