@@ -92,7 +92,9 @@ func (s *apiSource) follow(k kind, onChange func(obj any)) {
 	// None of these calls can fail before the informer runs.
 	_ = f.informer.SetTransform(slim)
 	_ = f.informer.SetWatchErrorHandlerWithContext(
-		func(ctx context.Context, _ *cache.Reflector, err error) { s.broken(ctx, k, f, err) })
+		func(ctx context.Context, _ *cache.Reflector, err error) {
+			s.log.DebugContext(ctx, "watch begins anew", "kind", string(k), "err", err)
+		})
 	reg, err := f.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    onChange,
 		UpdateFunc: func(_, obj any) { onChange(obj) },
@@ -109,7 +111,9 @@ func (s *apiSource) follow(k kind, onChange func(obj any)) {
 	s.follows[k], s.order = f, append(s.order, k)
 }
 
-// listWatch asks the server for a kind, and notes that it answered.
+// listWatch asks the server for a kind, and notes whether it answered. (The
+// informer's error handler would not do: it does not hear of refused
+// connections.)
 func (s *apiSource) listWatch(k kind, f *apiFollow) *cache.ListWatch {
 	ak := apiKindOf(k)
 	request := func(o *metav1.ListOptions) *rest.Request {
@@ -119,44 +123,39 @@ func (s *apiSource) listWatch(k kind, f *apiFollow) *cache.ListWatch {
 	return &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			list, err := request(&o).Do(ctx).Get()
-			if err == nil {
-				f.heal()
-			}
+			s.note(ctx, k, f, err)
 			return list, err
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.Watch = true
 			w, err := request(&o).Watch(ctx)
-			if err == nil {
-				f.heal()
-			}
+			s.note(ctx, k, f, err)
 			return w, err
 		},
 	}
 }
 
-// broken notes that a watch ended; the informer begins a new one by itself.
-func (s *apiSource) broken(ctx context.Context, k kind, f *apiFollow, err error) {
+// note keeps what came of a request; after a fault the informer tries again
+// by itself.
+func (s *apiSource) note(ctx context.Context, k kind, f *apiFollow, err error) {
 	if ctx.Err() != nil {
 		return
 	}
 	f.mu.Lock()
-	first := f.fault == nil
-	f.fault = fmt.Errorf("watch %s: %w", k, err)
+	before := f.fault
+	f.fault = err
 	f.mu.Unlock()
-	s.metrics.watchErrors.WithLabelValues(string(k)).Inc()
-	level := slog.LevelDebug
-	if first {
-		level = slog.LevelWarn
+	server := s.client.Server()
+	switch {
+	case err == nil && before != nil:
+		s.log.InfoContext(ctx, "api server answers again", "kind", string(k), "server", server)
+	case err != nil && before == nil:
+		s.log.WarnContext(ctx, "api server does not answer, what it told stays in force",
+			"kind", string(k), "server", server, "err", err)
 	}
-	s.log.Log(ctx, level, "watch of the api server ended, what it told stays in force",
-		"kind", string(k), "server", s.client.Server(), "err", err)
-}
-
-func (f *apiFollow) heal() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.fault = nil
+	if err != nil {
+		s.metrics.watchErrors.WithLabelValues(string(k)).Inc()
+	}
 }
 
 func (s *apiSource) start(ctx context.Context) error {
@@ -187,7 +186,7 @@ func (s *apiSource) status() SourceStatus {
 		})
 		f.mu.Lock()
 		if f.fault != nil {
-			out.Faults = append(out.Faults, f.fault.Error())
+			out.Faults = append(out.Faults, fmt.Sprintf("watch %s: %v", k, f.fault))
 		}
 		f.mu.Unlock()
 	}
