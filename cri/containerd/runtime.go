@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package containerd
+
+import (
+	"fmt"
+
+	"github.com/containerd/containerd/api/types/runc/options"
+	"github.com/containerd/typeurl/v2"
+)
+
+// RuncType is the runtime type of containerd's own shim for runc.
+const RuncType = "io.containerd.runc.v2"
+
+// Runtime says which shim and OCI runtime run a container.
+type Runtime struct {
+	// Type is a shim's runtime type, "io.containerd.runc.v2".
+	Type string
+	// Path of the shim's binary; "" lets containerd derive it from Type.
+	Path string
+	// Binary is the OCI runtime's name or path; "" is the shim's default.
+	Binary string
+	// Root is the OCI runtime's state directory; "" is the shim's default.
+	Root string
+	// SystemdCgroup makes the OCI runtime ask systemd for cgroups.
+	SystemdCgroup bool
+	// ConfigPath is handed to shims that read a configuration file of their own.
+	ConfigPath string
+}
+
+// options returns what containerd passes to the shim. Only shims of the runc
+// family know these; others get none.
+func (r Runtime) options() (typeurl.Any, error) {
+	if r.Type != RuncType && r.Binary == "" && r.Root == "" {
+		return nil, nil //nolint:nilnil // no options is a valid answer
+	}
+	v, err := typeurl.MarshalAny(&options.Options{
+		BinaryName: r.Binary, Root: r.Root, SystemdCgroup: r.SystemdCgroup,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("encode options of runtime %s: %w", r.Type, err)
+	}
+	return v, nil
+}
