@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/nodeagent/nodeagent/cri/steps"
+	"github.com/nodeagent/nodeagent/cri/store"
+)
+
+// request is what a run was asked for, to tell a retry from another request.
+type request struct {
+	cfg     *runtimeapi.PodSandboxConfig
+	handler string
+}
+
+func (r request) same(o request) bool {
+	return r.handler == o.handler && proto.Equal(r.cfg, o.cfg)
+}
+
+// podKey is what must be unique among sandboxes.
+func podKey(md *runtimeapi.PodSandboxMetadata) string {
+	return fmt.Sprintf("%s_%s_%s_%d", md.GetName(), md.GetNamespace(), md.GetUid(), md.GetAttempt())
+}
+
+// Run makes a sandbox and returns its id. A repetition of the request joins
+// the first or gets its result; another request for the same pod and attempt
+// is ErrAlreadyExists.
+func (m *Manager) Run(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, handler string) (string, error) {
+	if err := validate(cfg); err != nil {
+		return "", err
+	}
+	if err := m.deps.Handler(handler); err != nil {
+		return "", err
+	}
+	req := request{cfg: cfg, handler: handler}
+	key := podKey(cfg.GetMetadata())
+	taken := func(other any) error {
+		if r, ok := other.(request); ok && r.same(req) {
+			return nil
+		}
+		return fmt.Errorf("sandbox %s is being made from another request: %w", key, errdefs.ErrAlreadyExists)
+	}
+	return m.runs.DoSame(ctx, key, req, taken, func(ctx context.Context) (string, error) {
+		old := m.deps.Store.Sandboxes.Select(func(s *store.Sandbox) bool { return podKey(s.Config.M.GetMetadata()) == key })
+		if len(old) > 0 {
+			s := old[0]
+			if s.State == store.SandboxReady && (request{s.Config.M, s.Handler}).same(req) {
+				return s.ID, nil
+			}
+			return "", fmt.Errorf("sandbox %s exists as %s: %w", key, s.ID, errdefs.ErrAlreadyExists)
+		}
+		return m.run(ctx, cfg, handler)
+	})
+}
+
+func (m *Manager) run(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, handler string) (string, error) {
+	id := store.NewID()
+	flags := wanted(cfg.GetLinux().GetSecurityContext().GetNamespaceOptions())
+	sb := &store.Sandbox{
+		ID: id, Handler: handler, State: store.SandboxCreating, CreatedAt: time.Now().UnixNano(),
+		Namespaces: paths(m.pins(id), flags),
+		NetworkUp:  flags&unix.CLONE_NEWNET != 0,
+	}
+	sb.Config.M = cfg
+	sb.Process = sb.NamespaceOptions().GetPid() == runtimeapi.NamespaceMode_POD
+	if sb.Process && m.deps.Process == nil {
+		return "", fmt.Errorf("a shared process namespace needs a sandbox process: %w", errdefs.ErrFailedPrecondition)
+	}
+	if _, err := networkRequest(sb); err != nil {
+		return "", err
+	}
+	if err := m.deps.Store.Sandboxes.Put(sb); err != nil {
+		return "", err
+	}
+	build := &building{m: m, sb: sb, flags: flags}
+	err := steps.Run(ctx, build.table())
+	if err == nil {
+		m.deps.Notify(build.sb, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
+		m.deps.Notify(build.sb, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+		return id, nil
+	}
+	return "", errors.Join(err, m.abandon(id, err))
+}
+
+// abandon forgets a sandbox that was undone, or keeps it as not ready when it
+// was not, so that the kubelet's stop and remove finish the work.
+func (m *Manager) abandon(id string, cause error) error {
+	var se *steps.Error
+	if !errors.As(cause, &se) || se.Undo == nil {
+		return m.deps.Store.Sandboxes.Delete(id)
+	}
+	_, err := m.deps.Store.Sandboxes.Update(id, func(s *store.Sandbox) error {
+		s.State = store.SandboxNotReady
+		return nil
+	})
+	return err
+}
+
+// building is one sandbox under construction.
+type building struct {
+	m     *Manager
+	sb    *store.Sandbox // replaced by commit
+	flags int
+
+	addrs []netip.Addr
+	pidns string
+}
+
+// table is the construction of a sandbox. The record that says "creating" is
+// written before and outlives a failed undo.
+func (b *building) table() []steps.Step {
+	m, id := b.m, b.sb.ID
+	t := []steps.Step{
+		{
+			Name: "write files",
+			Do:   b.writeFiles,
+			Undo: func(context.Context) error { return m.Dir(id).remove() },
+		},
+		{
+			Name: "make namespaces",
+			Do:   b.makeNamespaces,
+			Undo: func(context.Context) error { return dropNamespaces(m.pins(id)) },
+		},
+	}
+	if b.sb.NetworkUp {
+		t = append(t, steps.Step{Name: "attach network", Do: b.attachNetwork, Undo: func(ctx context.Context) error {
+			return m.detach(ctx, id)
+		}})
+	}
+	if b.sb.Process {
+		t = append(t, steps.Step{Name: "start process", Do: b.startProcess, Undo: func(ctx context.Context) error {
+			return m.deps.Process.Remove(ctx, id)
+		}})
+	}
+	return append(t, steps.Step{Name: "commit", Do: b.commit})
+}
+
+func (b *building) writeFiles(context.Context) error {
+	hostname, err := b.hostname()
+	if err != nil {
+		return err
+	}
+	return b.m.Dir(b.sb.ID).write(b.sb.Config.M, hostname, b.m.cfg.ShmSize)
+}
+
+// hostname is the pod's name, or the node's for pods on its network.
+func (b *building) hostname() (string, error) {
+	if h := b.sb.Config.M.GetHostname(); h != "" {
+		return h, nil
+	}
+	h, err := os.Hostname()
+	if err != nil {
+		return "", fmt.Errorf("read the node's name: %w", err)
+	}
+	return h, nil
+}
+
+func (b *building) makeNamespaces(context.Context) error {
+	hostname, err := b.hostname()
+	if err != nil {
+		return err
+	}
+	user := userNamespace(b.sb.NamespaceOptions())
+	return makeNamespaces(b.m.pins(b.sb.ID), b.flags, user, func() error {
+		if b.flags&unix.CLONE_NEWUTS != 0 {
+			if err := unix.Sethostname([]byte(hostname)); err != nil {
+				return fmt.Errorf("set host name %q: %w", hostname, err)
+			}
+		}
+		if b.flags&unix.CLONE_NEWNET != 0 {
+			if err := raiseLoopback(); err != nil {
+				return err
+			}
+		}
+		return writeSysctls(b.m.sysctls(b.sb.Config.M, b.flags, user != nil))
+	})
+}
+
+// sysctls are the node's defaults and the pod's own, which win.
+func (m *Manager) sysctls(cfg *runtimeapi.PodSandboxConfig, flags int, userns bool) map[string]string {
+	all := map[string]string{}
+	for n, v := range m.cfg.Sysctls {
+		// A range of groups cannot name groups outside of a user namespace.
+		if flags&unix.CLONE_NEWNET != 0 && (!userns || sysctlPath(n) != "net/ipv4/ping_group_range") {
+			all[sysctlPath(n)] = v
+		}
+	}
+	for n, v := range cfg.GetLinux().GetSysctls() {
+		all[sysctlPath(n)] = v
+	}
+	return all
+}
+
+func (b *building) attachNetwork(ctx context.Context) error {
+	req, err := networkRequest(b.sb)
+	if err != nil {
+		return err
+	}
+	res, err := b.m.deps.Network.Attach(ctx, req)
+	if err != nil {
+		return err
+	}
+	for _, p := range res.Addrs {
+		b.addrs = append(b.addrs, p.Addr())
+	}
+	return nil
+}
+
+func (b *building) startProcess(ctx context.Context) (err error) {
+	b.pidns, err = b.m.deps.Process.Start(ctx, b.sb)
+	return err
+}
+
+func (b *building) commit(context.Context) (err error) {
+	b.sb, err = b.m.deps.Store.Sandboxes.Update(b.sb.ID, func(s *store.Sandbox) error {
+		s.State = store.SandboxReady
+		s.Addrs = b.addrs
+		s.Namespaces.PID = b.pidns
+		return nil
+	})
+	return err
+}

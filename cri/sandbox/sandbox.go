@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package sandbox owns the life of pod sandboxes: a set of pinned namespaces
+// with a directory of files and a network attachment, and no process. Only
+// pods that share their process namespace have one, see process.go.
+//
+// It promises that a sandbox is made wholly or not at all, that what could not
+// be taken back stays listed as not ready until stop or remove finish it, that
+// every verb may be called twice, and that a call repeated while it runs joins
+// the first one.
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"path/filepath"
+	"slices"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/nodeagent/nodeagent/cri/flight"
+	"github.com/nodeagent/nodeagent/cri/store"
+)
+
+// Config of the sandbox room.
+type Config struct {
+	// StateDir holds ns/<id>/ and sandboxes/<id>/; it lies on a tmpfs.
+	StateDir string `yaml:"stateDir"`
+	// ShmSize is the size of a pod's /dev/shm in bytes.
+	ShmSize int64 `yaml:"shmSize"`
+	// Sysctls are set in every pod network that is not the host's, before the pod's own.
+	Sysctls map[string]string `yaml:"sysctls"`
+	// CallTimeout bounds one call, also when its caller has given up.
+	CallTimeout time.Duration `yaml:"callTimeout"`
+}
+
+// Default returns the configuration in which unprivileged pods may bind any
+// port and send pings, as under other runtimes.
+func Default() Config {
+	return Config{
+		StateDir: "/run/nodeagent",
+		ShmSize:  64 << 20,
+		Sysctls: map[string]string{
+			"net.ipv4.ip_unprivileged_port_start": "0",
+			"net.ipv4.ping_group_range":           "0 2147483647",
+		},
+		CallTimeout: 10 * time.Minute,
+	}
+}
+
+// Validate reports all faults at once.
+func (c Config) Validate() error {
+	var errs []error
+	if !filepath.IsAbs(c.StateDir) {
+		errs = append(errs, fmt.Errorf("stateDir: %q is not an absolute path", c.StateDir))
+	}
+	if c.ShmSize <= 0 {
+		errs = append(errs, fmt.Errorf("shmSize: %d is not positive", c.ShmSize))
+	}
+	if c.CallTimeout <= 0 {
+		errs = append(errs, fmt.Errorf("callTimeout: %s is not positive", c.CallTimeout))
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Sysctls)) {
+		if err := checkSysctls(map[string]string{name: c.Sysctls[name]}, wanted(nil)); err != nil {
+			errs = append(errs, fmt.Errorf("sysctls[%s]: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Containers are the sandbox's containers as far as the sandbox ends them.
+type Containers interface {
+	// StopAll kills all containers of a sandbox and waits for their ends.
+	StopAll(ctx context.Context, sandboxID string) error
+	// RemoveAll removes all containers of a sandbox.
+	RemoveAll(ctx context.Context, sandboxID string) error
+}
+
+// Process makes the process of those sandboxes that have one.
+type Process interface {
+	// Start makes and starts the process and returns the path of its PID namespace.
+	Start(ctx context.Context, sb *store.Sandbox) (pidNamespace string, err error)
+	// Remove ends and removes the process; the absent is removed already.
+	Remove(ctx context.Context, sandboxID string) error
+}
+
+// Deps are what the sandbox room needs of others.
+type Deps struct {
+	Store      *store.Store
+	Network    Network
+	Containers Containers
+	// Process may be nil; then pods cannot share their process namespace.
+	Process Process
+	// Handler checks a runtime handler's name.
+	Handler func(name string) error
+	// Notify is told of each change of a sandbox's state; it must not block.
+	Notify func(sb *store.Sandbox, kind runtimeapi.ContainerEventType)
+	Log    *slog.Logger
+}
+
+// Manager runs, stops and removes sandboxes.
+type Manager struct {
+	cfg  Config
+	deps Deps
+
+	runs  *flight.Group[string]
+	ends  *flight.Group[struct{}]
+	locks *flight.Locks
+}
+
+// New makes a manager; Recover has to run before its first call.
+func New(cfg Config, deps Deps) (*Manager, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	return &Manager{
+		cfg: cfg, deps: deps,
+		runs:  flight.NewGroup[string](cfg.CallTimeout),
+		ends:  flight.NewGroup[struct{}](cfg.CallTimeout),
+		locks: flight.NewLocks(),
+	}, nil
+}
+
+// Close cancels the calls that run, which undo what they did, and waits.
+func (m *Manager) Close() {
+	m.runs.Close()
+	m.ends.Close()
+}
+
+// Dir is the directory of a sandbox.
+func (m *Manager) Dir(id string) Dir { return Dir(filepath.Join(m.cfg.StateDir, "sandboxes", id)) }
+
+// pins is the directory of a sandbox's namespaces.
+func (m *Manager) pins(id string) string { return filepath.Join(m.cfg.StateDir, "ns", id) }
+
+// NetworkStatus says why pods cannot get a network now, or nil.
+func (m *Manager) NetworkStatus(ctx context.Context) error { return m.deps.Network.Status(ctx) }
