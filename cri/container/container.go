@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package container owns the life of containers: create, start, stop, remove,
+// exec, and the watch over each running one.
+//
+// It promises that a container is made wholly or not at all; that a container
+// that ran has an exit code, also when it ended while the daemon or containerd
+// was away; that stop ends within its grace even when its caller has gone; and
+// that every verb may be called twice.
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/nodeagent/nodeagent/cri/containerd"
+	"github.com/nodeagent/nodeagent/cri/flight"
+	"github.com/nodeagent/nodeagent/cri/sandbox"
+	"github.com/nodeagent/nodeagent/cri/spec"
+	"github.com/nodeagent/nodeagent/cri/store"
+)
+
+// Config of the container room.
+type Config struct {
+	// RootDir holds what must not lie in memory, the volumes that images declare.
+	RootDir string `yaml:"rootDir"`
+	// CallTimeout bounds one call, also when its caller has given up.
+	CallTimeout time.Duration `yaml:"callTimeout"`
+	// DrainTimeout is how long output is read after a container's end when
+	// something keeps its streams open.
+	DrainTimeout time.Duration `yaml:"drainTimeout"`
+	// MaxLogSize limits a log file between two rotations by the kubelet; 0 means no limit.
+	MaxLogSize int64 `yaml:"maxLogSize"`
+}
+
+// Default returns the configuration for a node.
+func Default() Config {
+	return Config{
+		RootDir:      "/var/lib/nodeagent/containers",
+		CallTimeout:  10 * time.Minute,
+		DrainTimeout: 5 * time.Second,
+	}
+}
+
+// Validate reports all faults at once.
+func (c Config) Validate() error {
+	var errs []error
+	if !filepath.IsAbs(c.RootDir) {
+		errs = append(errs, fmt.Errorf("rootDir: %q is not an absolute path", c.RootDir))
+	}
+	for _, d := range []struct {
+		name  string
+		value time.Duration
+	}{{"callTimeout", c.CallTimeout}, {"drainTimeout", c.DrainTimeout}} {
+		if d.value <= 0 {
+			errs = append(errs, fmt.Errorf("%s: %s is not positive", d.name, d.value))
+		}
+	}
+	if c.MaxLogSize < 0 {
+		errs = append(errs, fmt.Errorf("maxLogSize: %d is negative", c.MaxLogSize))
+	}
+	return errors.Join(errs...)
+}
+
+// Image is an image that is present on the node.
+type Image struct {
+	// ID is the digest of its configuration, Ref a repository digest or the ID.
+	ID  string
+	Ref string
+	// Name is the name by which containerd knows it; Tag is what people call
+	// it, a tag when it has one.
+	Name string
+	Tag  string
+	// ChainID is the key of its topmost layer's snapshot; "" without layers.
+	ChainID string
+	Config  ocispec.ImageConfig
+}
+
+// Images finds images.
+type Images interface {
+	// Resolve finds a present image by id, tag or digest; ErrNotFound when it is not there.
+	Resolve(ctx context.Context, ref string) (Image, error)
+	// Unpack makes the image's snapshots, which normally a pull has done.
+	Unpack(ctx context.Context, i Image, snapshotter string) error
+}
+
+// Handler is how a runtime handler runs containers.
+type Handler struct {
+	Runtime     containerd.Runtime
+	Snapshotter string
+	Spec        spec.Handler
+}
+
+// Deps are what the container room needs of others.
+type Deps struct {
+	Store      *store.Store
+	Containerd *containerd.Client
+	Images     Images
+	Streams    Opener
+	// SandboxDir is the directory of a sandbox's files.
+	SandboxDir func(id string) sandbox.Dir
+	// Handler finds a runtime handler; "" is the default one.
+	Handler func(name string) (Handler, error)
+	// Spec holds what is the same for all containers: Host, Policy, System and CDI.
+	Spec spec.Input
+	// Notify is told of each change of a container's state; it must not block.
+	Notify func(c *store.Container, kind runtimeapi.ContainerEventType)
+	Log    *slog.Logger
+}
+
+// Manager is the room.
+type Manager struct {
+	cfg  Config
+	deps Deps
+
+	creates *flight.Group[string]
+	calls   *flight.Group[struct{}]
+	locks   *flight.Locks
+
+	// background runs what outlives a call, under a context that ends with
+	// Close; closing tells that it has ended.
+	background func(fn func(ctx context.Context))
+	closing    func() bool
+	stop       context.CancelFunc
+	running    sync.WaitGroup
+
+	// mu guards lives.
+	mu    sync.Mutex
+	lives map[string]*life
+}
+
+// life is what the daemon holds of a container that has a task.
+type life struct {
+	id      string
+	streams Streams
+	exited  chan struct{} // closed when the record says exited
+
+	// mu guards the stop that is under way.
+	mu     sync.Mutex
+	killAt time.Time
+	rearm  chan struct{} // tells the stopper that killAt moved; nil: no stopper
+}
+
+// New makes a manager; ctx carries values only, Close ends what it starts.
+// Recover has to run before the first call.
+func New(ctx context.Context, cfg Config, deps Deps) (*Manager, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	base, stop := context.WithCancel(context.WithoutCancel(ctx))
+	m := &Manager{
+		cfg: cfg, deps: deps,
+		creates: flight.NewGroup[string](cfg.CallTimeout),
+		calls:   flight.NewGroup[struct{}](cfg.CallTimeout),
+		locks:   flight.NewLocks(),
+		stop:    stop,
+		lives:   map[string]*life{},
+	}
+	m.background = func(fn func(ctx context.Context)) { m.running.Go(func() { fn(base) }) }
+	m.closing = func() bool { return base.Err() != nil }
+	return m, nil
+}
+
+// Close cancels the calls that run, ends the watches and closes the daemon's
+// ends of the containers' streams. The containers go on.
+func (m *Manager) Close() {
+	m.creates.Close()
+	m.calls.Close()
+	m.stop()
+	m.running.Wait()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, l := range m.lives {
+		if err := l.streams.Close(); err != nil {
+			m.deps.Log.Warn("close streams of container", "container", l.id, "err", err)
+		}
+	}
+	m.lives = map[string]*life{}
+}
+
+// life returns the container's, or nil when it has no task.
+func (m *Manager) life(id string) *life {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.lives[id]
+}
+
+// begin registers the life of a container that is about to get a task.
+func (m *Manager) begin(id string, s Streams) *life {
+	l := &life{id: id, streams: s, exited: make(chan struct{})}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.lives[id] = l
+	return l
+}
+
+// end forgets a life.
+func (m *Manager) end(l *life) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.lives[l.id] == l {
+		delete(m.lives, l.id)
+	}
+	close(l.exited)
+}
+
+// locked runs fn for a container of which nobody else changes the state.
+// ErrNotFound when it has gone meanwhile.
+func (m *Manager) locked(ctx context.Context, id string, fn func(context.Context, *store.Container) error) error {
+	unlock, err := m.locks.Lock(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	c, ok := m.deps.Store.Containers.Get(id)
+	if !ok || c.State == store.ContainerCreating {
+		return fmt.Errorf("container %q: %w", id, errdefs.ErrNotFound)
+	}
+	return fn(ctx, c)
+}
+
+// Running finds a container that has a running first process.
+func (m *Manager) Running(ref string) (*store.Container, error) {
+	c, err := m.deps.Store.Containers.Find(ref)
+	if err != nil {
+		return nil, err
+	}
+	if c.State != store.ContainerRunning {
+		return nil, fmt.Errorf("container %s is %s, not running: %w", c.ID, c.State, errdefs.ErrFailedPrecondition)
+	}
+	return c, nil
+}
+
+// closer closes what is not needed after an error that is reported anyway.
+func closer(c io.Closer) { _ = c.Close() }

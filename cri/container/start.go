@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/nodeagent/nodeagent/cri/containerd"
+	"github.com/nodeagent/nodeagent/cri/store"
+)
+
+// cleanupTimeout bounds what is done for a container after an error.
+const cleanupTimeout = time.Minute
+
+// Start runs a created container. When that fails the container has exited
+// with code 128 and reason StartError, and may not be started again.
+func (m *Manager) Start(ctx context.Context, ref string) error {
+	c, err := m.deps.Store.Containers.Find(ref)
+	if err != nil {
+		return err
+	}
+	_, err = m.calls.Do(ctx, "start container "+c.ID, func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, m.locked(ctx, c.ID, m.start)
+	})
+	return err
+}
+
+func (m *Manager) start(ctx context.Context, c *store.Container) error {
+	if c.State != store.ContainerCreated {
+		return fmt.Errorf("container %s is %s and cannot be started: %w", c.ID, c.State, errdefs.ErrFailedPrecondition)
+	}
+	sb, ok := m.deps.Store.Sandboxes.Get(c.SandboxID)
+	if !ok || sb.State != store.SandboxReady {
+		return fmt.Errorf("sandbox %s of container %s is not ready: %w", c.SandboxID, c.ID, errdefs.ErrFailedPrecondition)
+	}
+	l, err := m.run(ctx, c)
+	if err == nil {
+		return nil
+	}
+	m.clean(ctx, c.ID, l)
+	if m.closing() {
+		return err // the daemon stops: as if the call had not been made
+	}
+	failed, uerr := m.deps.Store.Containers.Update(c.ID, func(c *store.Container) error {
+		now := time.Now().UnixNano()
+		c.State, c.StartedAt, c.FinishedAt = store.ContainerExited, now, now
+		c.ExitCode, c.Reason, c.Message = store.ExitStartError, store.ReasonStartError, err.Error()
+		return nil
+	})
+	if uerr == nil {
+		m.deps.Notify(failed, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	}
+	return errors.Join(err, uerr)
+}
+
+// run makes the task and starts it. The life that it returns with an error is
+// to be cleaned.
+func (m *Manager) run(ctx context.Context, c *store.Container) (*life, error) {
+	h, err := m.deps.Handler(c.Handler)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(m.dir(c), 0o700); err != nil {
+		return nil, fmt.Errorf("make container directory: %w", err)
+	}
+	s, err := m.deps.Streams.Open(c, m.dir(c))
+	if err != nil {
+		return nil, fmt.Errorf("open streams of container %s: %w", c.ID, err)
+	}
+	l := m.begin(c.ID, s)
+	rootfs, err := m.deps.Containerd.SnapshotMounts(ctx, c.Snapshotter, c.SnapshotKey)
+	if err != nil {
+		return l, err
+	}
+	pid, err := m.deps.Containerd.CreateTask(ctx, c.ID, h.Runtime, rootfs, s.Paths())
+	if err != nil {
+		return l, err
+	}
+	if err := s.Connected(); err != nil {
+		return l, fmt.Errorf("hand over streams of container %s: %w", c.ID, err)
+	}
+	dir := memoryCgroup(pid)
+	if _, err := m.deps.Containerd.StartProcess(ctx, containerd.Process{ContainerID: c.ID}); err != nil {
+		return l, err
+	}
+	running, err := m.deps.Store.Containers.Update(c.ID, func(c *store.Container) error {
+		c.State, c.StartedAt, c.PID, c.CgroupDir = store.ContainerRunning, time.Now().UnixNano(), pid, dir
+		return nil
+	})
+	if err != nil {
+		return l, err
+	}
+	m.deps.Notify(running, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+	m.follow(l)
+	return l, nil
+}
+
+// clean takes back what a failed start has done.
+func (m *Manager) clean(ctx context.Context, id string, l *life) {
+	if l == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+	defer cancel()
+	if err := m.killTask(ctx, id); err != nil {
+		m.deps.Log.WarnContext(ctx, "task of a container that did not start stays", "container", id, "err", err)
+	}
+	if err := l.streams.Close(); err != nil {
+		m.deps.Log.DebugContext(ctx, "close streams", "container", id, "err", err)
+	}
+	m.end(l)
+}
+
+// killTask ends and removes a task in whatever state; the absent is removed already.
+func (m *Manager) killTask(ctx context.Context, id string) error {
+	_, err := m.deps.Containerd.DeleteTask(ctx, id)
+	if err == nil || errdefs.IsNotFound(err) {
+		return nil
+	}
+	if !errdefs.IsFailedPrecondition(err) {
+		return err
+	}
+	p := containerd.Process{ContainerID: id}
+	if err := m.deps.Containerd.KillProcess(ctx, p, killSignal); err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	if _, err := m.deps.Containerd.WaitProcess(ctx, p); err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	if _, err := m.deps.Containerd.DeleteTask(ctx, id); err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package container
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/nodeagent/nodeagent/cri/spec"
+	"github.com/nodeagent/nodeagent/cri/store"
+)
+
+// Update changes a container's resources: of a running one in its cgroup, of a
+// created one in its specification. Fields that are zero stay as they are. When
+// it fails nothing has changed.
+func (m *Manager) Update(ctx context.Context, ref string, r *runtimeapi.LinuxContainerResources, annotations map[string]string) error {
+	c, err := m.deps.Store.Containers.Find(ref)
+	if err != nil {
+		return err
+	}
+	return m.locked(ctx, c.ID, func(ctx context.Context, c *store.Container) error {
+		return m.update(ctx, c, r, annotations)
+	})
+}
+
+func (m *Manager) update(ctx context.Context, c *store.Container, r *runtimeapi.LinuxContainerResources, annotations map[string]string) error {
+	if c.State == store.ContainerExited {
+		return fmt.Errorf("container %s has exited: %w", c.ID, errdefs.ErrFailedPrecondition)
+	}
+	if r == nil {
+		return nil
+	}
+	old, err := m.deps.Containerd.Spec(ctx, c.ID)
+	if err != nil {
+		return err
+	}
+	s, err := spec.UpdateResources(old, r, m.deps.Spec.Host, m.deps.Spec.Policy)
+	if err != nil {
+		return err
+	}
+	if c.State == store.ContainerRunning {
+		if err := m.deps.Containerd.UpdateTask(ctx, c.ID, s.Linux.Resources, annotations); err != nil {
+			return err
+		}
+	}
+	if err := m.deps.Containerd.SetSpec(ctx, c.ID, s); err != nil {
+		return err
+	}
+	_, err = m.deps.Store.Containers.Update(c.ID, func(c *store.Container) error {
+		c.Resources.M = merged(c.Resources.M, r)
+		return nil
+	})
+	return err
+}
+
+// merged is a with the fields of b that are set.
+func merged(a, b *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerResources {
+	out := &runtimeapi.LinuxContainerResources{}
+	proto.Merge(out, a)
+	if len(b.GetHugepageLimits()) > 0 {
+		out.HugepageLimits = nil
+	}
+	proto.Merge(out, b)
+	return out
+}
+
+// ReopenLog opens the log file of a running container anew.
+func (m *Manager) ReopenLog(ref string) error {
+	c, err := m.Running(ref)
+	if err != nil {
+		return err
+	}
+	l := m.life(c.ID)
+	if l == nil {
+		return fmt.Errorf("container %s has ended: %w", c.ID, errdefs.ErrFailedPrecondition)
+	}
+	return l.streams.Reopen()
+}
