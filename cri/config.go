@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cri
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/nodeagent/nodeagent/cri/container"
+	"github.com/nodeagent/nodeagent/cri/containerd"
+	"github.com/nodeagent/nodeagent/cri/image"
+	"github.com/nodeagent/nodeagent/cri/sandbox"
+	"github.com/nodeagent/nodeagent/cri/spec"
+	"github.com/nodeagent/nodeagent/cri/stream"
+)
+
+// Cgroup drivers, as the kubelet is told by RuntimeConfig.
+const (
+	CgroupDriverCgroupfs = "cgroupfs"
+	CgroupDriverSystemd  = "systemd"
+)
+
+// Config of the CRI room.
+type Config struct {
+	// Socket is where the kubelet connects.
+	Socket string `yaml:"socket"`
+	// CgroupDriver is "cgroupfs" or "systemd"; the kubelet follows it.
+	CgroupDriver string `yaml:"cgroupDriver"`
+	// DefaultHandler names the runtime handler of pods without a RuntimeClass.
+	DefaultHandler string `yaml:"defaultHandler"`
+	// Handlers are the runtime handlers by name.
+	Handlers map[string]Handler `yaml:"handlers"`
+	// Sandbox, Container, Image and Stream are the rooms' own settings.
+	Sandbox   sandbox.Config   `yaml:"sandbox"`
+	Container container.Config `yaml:"container"`
+	Image     image.Config     `yaml:"image"`
+	Stream    stream.Config    `yaml:"stream"`
+}
+
+// Handler is one way to run containers.
+type Handler struct {
+	// Type is the runtime type of a containerd shim, "io.containerd.runc.v2".
+	Type string `yaml:"type"`
+	// Path is the shim's binary; empty lets containerd find it by Type.
+	Path string `yaml:"path"`
+	// Binary is the OCI runtime that a shim of the runc family calls; empty means runc.
+	Binary string `yaml:"binary"`
+	// Root is the OCI runtime's state directory; empty is the shim's default.
+	Root string `yaml:"root"`
+	// Snapshotter makes root file systems; empty means containerd's configured one.
+	Snapshotter string `yaml:"snapshotter"`
+	// PodAnnotations and ContainerAnnotations are patterns of annotations passed to the OCI runtime.
+	PodAnnotations       []string `yaml:"podAnnotations"`
+	ContainerAnnotations []string `yaml:"containerAnnotations"`
+	// PrivilegedWithoutHostDevices keeps the node's devices out of privileged containers.
+	PrivilegedWithoutHostDevices bool `yaml:"privilegedWithoutHostDevices"`
+	// CgroupWritable mounts cgroups writable into unprivileged containers.
+	CgroupWritable bool `yaml:"cgroupWritable"`
+}
+
+// Default returns the configuration of a node with runc.
+func Default() Config {
+	return Config{
+		Socket:         "/run/nodeagent/cri.sock",
+		CgroupDriver:   CgroupDriverCgroupfs,
+		DefaultHandler: "runc",
+		Handlers:       map[string]Handler{"runc": {Type: containerd.RuncType}},
+		Sandbox:        sandbox.Default(),
+		Container:      container.Default(),
+		Image:          image.Default(),
+		Stream:         stream.Default(),
+	}
+}
+
+// Validate reports all faults at once, each prefixed with the field's path.
+func (c Config) Validate() error {
+	var errs []error
+	if !filepath.IsAbs(c.Socket) {
+		errs = append(errs, fmt.Errorf("socket: %q is not an absolute path", c.Socket))
+	}
+	if c.CgroupDriver != CgroupDriverCgroupfs && c.CgroupDriver != CgroupDriverSystemd {
+		errs = append(errs, fmt.Errorf("cgroupDriver: %q is neither %s nor %s", c.CgroupDriver, CgroupDriverCgroupfs, CgroupDriverSystemd))
+	}
+	if _, ok := c.Handlers[c.DefaultHandler]; !ok {
+		errs = append(errs, fmt.Errorf("defaultHandler: %q is not among the handlers", c.DefaultHandler))
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Handlers)) {
+		h := c.Handlers[name]
+		if name == "" {
+			errs = append(errs, errors.New("handlers: a handler has no name"))
+		}
+		if h.Type == "" {
+			errs = append(errs, fmt.Errorf("handlers[%s].type: must not be empty", name))
+		}
+		if h.Path != "" && !filepath.IsAbs(h.Path) {
+			errs = append(errs, fmt.Errorf("handlers[%s].path: %q is not an absolute path", name, h.Path))
+		}
+	}
+	errs = append(errs, within("sandbox", c.Sandbox.Validate()), within("container", c.Container.Validate()),
+		within("image", c.Image.Validate()), within("stream", c.Stream.Validate()))
+	return errors.Join(errs...)
+}
+
+// within prefixes each of the joined faults with the field that holds them.
+func within(field string, err error) error {
+	if err == nil {
+		return nil
+	}
+	var errs []error
+	if j, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, e := range j.Unwrap() {
+			errs = append(errs, within(field, e))
+		}
+		return errors.Join(errs...)
+	}
+	return fmt.Errorf("%s.%w", field, err)
+}
+
+// runtime is what containerd is told to run the handler with.
+func (h Handler) runtime(cgroupDriver string) containerd.Runtime {
+	return containerd.Runtime{
+		Type: h.Type, Path: h.Path, Binary: h.Binary, Root: h.Root,
+		SystemdCgroup: cgroupDriver == CgroupDriverSystemd,
+	}
+}
+
+// specHandler is what the OCI spec depends on; features are added when they are known.
+func (h Handler) specHandler(name string) spec.Handler {
+	return spec.Handler{
+		Name: name, CgroupWritable: h.CgroupWritable, PrivilegedWithoutHostDevices: h.PrivilegedWithoutHostDevices,
+		PodAnnotations: h.PodAnnotations, ContainerAnnotations: h.ContainerAnnotations,
+	}
+}
+
+// isRunc tells whether the shim calls an OCI runtime of runc's kind.
+func (h Handler) isRunc() bool { return strings.Contains(h.Type, ".runc.") }

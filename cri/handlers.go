@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cri
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/nodeagent/nodeagent/cri/container"
+	"github.com/nodeagent/nodeagent/cri/containerd"
+)
+
+// handlers are the configured runtime handlers with what is known of each.
+type handlers struct {
+	cfg Config
+
+	// mu guards known.
+	mu    sync.RWMutex
+	known map[string]container.Handler
+}
+
+func newHandlers(cfg Config) *handlers {
+	h := &handlers{cfg: cfg, known: map[string]container.Handler{}}
+	for name, c := range cfg.Handlers {
+		h.known[name] = container.Handler{
+			Runtime: c.runtime(cfg.CgroupDriver), Snapshotter: c.Snapshotter, Spec: c.specHandler(name),
+		}
+	}
+	return h
+}
+
+// get finds a handler; "" is the default one.
+func (h *handlers) get(name string) (container.Handler, error) {
+	if name == "" {
+		name = h.cfg.DefaultHandler
+	}
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	k, ok := h.known[name]
+	if !ok {
+		return container.Handler{}, fmt.Errorf("runtime_handler %q is not configured: %w", name, errdefs.ErrInvalidArgument)
+	}
+	return k, nil
+}
+
+func (h *handlers) check(name string) error {
+	_, err := h.get(name)
+	return err
+}
+
+// probe asks each handler's OCI runtime what it can do. A handler that does not
+// answer is served with no features, as one whose binary comes later; a
+// containerd that does not answer is an error.
+func (h *handlers) probe(ctx context.Context, c *containerd.Client) error {
+	if err := c.Check(ctx); err != nil {
+		return err
+	}
+	for name, cfg := range h.cfg.Handlers {
+		if !cfg.isRunc() {
+			continue
+		}
+		f, err := c.RuntimeFeatures(ctx, cfg.runtime(h.cfg.CgroupDriver))
+		if err != nil {
+			if errdefs.IsUnavailable(err) {
+				return err
+			}
+			continue
+		}
+		h.mu.Lock()
+		k := h.known[name]
+		k.Spec.RecursiveReadOnlyMounts = f.RecursiveReadOnlyMounts
+		k.Spec.IDMapMounts = f.IDMapMounts
+		k.Spec.UserNamespaces = f.UserNamespaces
+		h.known[name] = k
+		h.mu.Unlock()
+	}
+	return nil
+}
+
+// cri lists the handlers as Status reports them: each by name, and the default
+// one again under the empty name.
+func (h *handlers) cri() []*runtimeapi.RuntimeHandler {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	one := func(name string, k container.Handler) *runtimeapi.RuntimeHandler {
+		return &runtimeapi.RuntimeHandler{Name: name, Features: &runtimeapi.RuntimeHandlerFeatures{
+			RecursiveReadOnlyMounts: k.Spec.RecursiveReadOnlyMounts,
+			UserNamespaces:          k.Spec.UserNamespaces && k.Spec.IDMapMounts,
+		}}
+	}
+	out := []*runtimeapi.RuntimeHandler{one("", h.known[h.cfg.DefaultHandler])}
+	for _, name := range slices.Sorted(maps.Keys(h.known)) {
+		out = append(out, one(name, h.known[name]))
+	}
+	return out
+}

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cri
+
+import (
+	"fmt"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/nodeagent/nodeagent/cri/store"
+)
+
+// metrics of the CRI room.
+type metrics struct {
+	calls *prometheus.HistogramVec
+}
+
+// newMetrics registers the room's metrics; with a nil registerer they count
+// for nobody.
+func newMetrics(r prometheus.Registerer, st *store.Store) (*metrics, error) {
+	m := &metrics{calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "nodeagent_cri_call_seconds", Help: "Duration of CRI calls by method and gRPC code.",
+		Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10, 60},
+	}, []string{"method", "code"})}
+	if r == nil {
+		return m, nil
+	}
+	for _, c := range []prometheus.Collector{
+		m.calls,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "nodeagent_cri_sandboxes", Help: "Pod sandboxes that are ready.",
+		}, func() float64 {
+			return float64(len(st.Sandboxes.Select(func(s *store.Sandbox) bool { return s.State == store.SandboxReady })))
+		}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "nodeagent_cri_containers_running", Help: "Containers that run.",
+		}, func() float64 {
+			return float64(len(st.Containers.Select(func(c *store.Container) bool { return c.State == store.ContainerRunning })))
+		}),
+	} {
+		if err := r.Register(c); err != nil {
+			return nil, fmt.Errorf("register metrics of the CRI: %w", err)
+		}
+	}
+	return m, nil
+}
