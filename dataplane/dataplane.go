@@ -7,17 +7,20 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
-	"slices"
+	"net/netip"
+	"os"
+	"path/filepath"
 	"sync"
 
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/nodeagent/nodeagent/dataplane/attach"
+	"github.com/nodeagent/nodeagent/dataplane/maps"
 	"github.com/nodeagent/nodeagent/dataplane/service"
 )
 
-// ErrInvalid marks input that cannot be programmed; nothing was changed.
-var ErrInvalid = errors.New("invalid")
+// ErrNotStarted: the verb needs the kernel, and Start has not returned yet.
+var ErrNotStarted = errors.New("data path not started")
 
 // Deps are what the data path needs from others.
 type Deps struct {
@@ -31,15 +34,41 @@ type Deps struct {
 // pinned maps. Updates are merged into it; only the Prune verbs, called once
 // the caller knows its desired state to be complete, remove what is left over.
 type Dataplane struct {
-	cfg  Config
-	deps Deps
+	cfg    Config
+	log    *slog.Logger
+	kernel *attach.Kernel
+	eps    maps.Endpoints
+	routes maps.Routes
+	ups    maps.Uplinks
+	flows  maps.Conntrack
 
-	// mu guards the desired state below.
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	// work wakes the goroutines: something on the host changed, endpoints came
+	// or went, flows have to be forgotten.
+	hostChanged chan struct{}
+	podsChanged chan struct{}
+	sweepNow    chan struct{}
+
+	// mu guards the desired state of everything but services.
 	mu        sync.Mutex
+	started   bool
 	node      Node
 	endpoints map[string]Endpoint
+	owners    map[netip.Addr]string // address to endpoint id
 	peers     map[string]Peer
-	services  map[types.NamespacedName]service.Object
+	host      attach.Host
+	uplinks   map[int]string // attached, by index
+	attached  map[int]bool   // interfaces of pods with our programs
+	handover  map[int]bool   // those that still have the slower filter
+	forgotten map[int]bool   // those that are gone, or going
+	purge     map[netip.Addr]bool
+
+	// svcMu guards the services and their table. Taken after mu, if both.
+	svcMu    sync.Mutex
+	services map[types.NamespacedName]service.Object
+	svcNode  service.Node
+	table    *table
 }
 
 // New returns a data path that has not touched the kernel yet.
@@ -51,165 +80,156 @@ func New(cfg Config, deps Deps) (*Dataplane, error) {
 		deps.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Dataplane{
-		cfg:       cfg,
-		deps:      deps,
-		endpoints: map[string]Endpoint{},
-		peers:     map[string]Peer{},
-		services:  map[types.NamespacedName]service.Object{},
+		cfg:         cfg,
+		log:         deps.Log,
+		hostChanged: make(chan struct{}, 1),
+		podsChanged: make(chan struct{}, 1),
+		sweepNow:    make(chan struct{}, 1),
+		endpoints:   map[string]Endpoint{},
+		owners:      map[netip.Addr]string{},
+		peers:       map[string]Peer{},
+		uplinks:     map[int]string{},
+		attached:    map[int]bool{},
+		handover:    map[int]bool{},
+		forgotten:   map[int]bool{},
+		purge:       map[netip.Addr]bool{},
+		services:    map[types.NamespacedName]service.Object{},
 	}, nil
 }
 
-// SetNode says what is known of the node. It may be called again at any time,
-// also before Start.
-func (d *Dataplane) SetNode(_ context.Context, n Node) error {
-	if err := n.validate(); err != nil {
+// Start loads the programs into the network namespace that the process is in,
+// and puts them in the place of those of an earlier daemon. Connections do not
+// notice. It must be called from a thread of that namespace, once.
+func (d *Dataplane) Start(ctx context.Context) (retErr error) {
+	cookie, err := attach.HostCookie()
+	if err != nil {
 		return err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.node = n
-	return nil
-}
-
-// UpdateEndpoint brings an endpoint into the data path, or changes it: when it
-// returns, the pod can send and receive. Its link must exist. An address that
-// belonged to another endpoint belongs to this one from now on.
-func (d *Dataplane) UpdateEndpoint(_ context.Context, ep Endpoint) error {
-	if err := ep.validate(); err != nil {
+	if d.started {
+		return errors.New("data path started twice")
+	}
+	d.kernel, err = attach.Load(d.options(cookie))
+	if err != nil {
 		return err
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.endpoints[ep.ID] = ep
-	return nil
-}
-
-// DeleteEndpoint takes an endpoint out of the data path; its link may be gone
-// already. Deleting an unknown endpoint succeeds.
-func (d *Dataplane) DeleteEndpoint(_ context.Context, id string) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	delete(d.endpoints, id)
-	return nil
-}
-
-// PruneEndpoints deletes every endpoint that is not in keep, those of an
-// earlier daemon included.
-func (d *Dataplane) PruneEndpoints(_ context.Context, keep []string) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	maps.DeleteFunc(d.endpoints, func(id string, _ Endpoint) bool { return !slices.Contains(keep, id) })
-	return nil
-}
-
-// UpdatePeers replaces the set of other nodes. Peers that did not change are
-// not touched.
-func (d *Dataplane) UpdatePeers(_ context.Context, peers []Peer) error {
-	next := make(map[string]Peer, len(peers))
-	var errs []error
-	for _, p := range peers {
-		if err := p.validate(); err != nil {
-			errs = append(errs, err)
+	defer func() {
+		if retErr != nil {
+			d.kernel.Close()
 		}
-		next[p.Name] = p
-	}
-	if err := errors.Join(errs...); err != nil {
+	}()
+	d.eps = maps.NewEndpoints(d.kernel.Eps)
+	d.routes = maps.NewRoutes(d.kernel.Routes)
+	d.ups = maps.NewUplinks(d.kernel.Uplinks)
+	d.flows = maps.NewConntrack(d.kernel.Ct)
+	if err := d.takeOver(); err != nil {
 		return err
 	}
+	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	if err := attach.Watch(run, d.hostChanged); err != nil {
+		cancel()
+		return err
+	}
+	if err := d.syncHost(); err != nil {
+		cancel()
+		return err
+	}
+	d.cancel = cancel
+	d.started = true
+	d.wg.Go(func() { d.followHost(run) })
+	d.wg.Go(func() { d.followPods(run) })
+	d.wg.Go(func() { d.sweepFlows(run) })
+	return nil
+}
+
+// options are the constants and sizes that the configuration asks for.
+func (d *Dataplane) options(cookie uint64) attach.Options {
+	m := d.cfg.Maps
+	return attach.Options{
+		BPFFS: d.cfg.BPFFS,
+		Sizes: map[string]uint32{
+			"ct": m.Conntrack, "eps": m.Endpoints, "svc": m.Services, "be": m.Backends,
+			"routes": m.Routes, "aff": m.Affinity,
+		},
+		Constants: map[string]any{
+			"cfg_services":    d.cfg.Services,
+			"cfg_host_cookie": cookie,
+			"cfg_vni":         d.cfg.Tunnel.VNI,
+			"cfg_snat_min":    d.cfg.SNATPorts.Min,
+			"cfg_snat_max":    d.cfg.SNATPorts.Max,
+		},
+	}
+}
+
+// takeOver replaces the programs of an earlier daemon: sockets and pods.
+// Interfaces that are gone are left for the next Prune.
+func (d *Dataplane) takeOver() error {
+	table, err := newTable(maps.NewServices(d.kernel.Svc, d.kernel.Be, d.kernel.Ranges))
+	if err != nil {
+		return err
+	}
+	d.svcMu.Lock()
+	d.table, d.svcNode = table, d.node.serviceNode()
+	d.svcMu.Unlock()
+	if err := d.attachSockets(); err != nil {
+		return err
+	}
+	old, err := d.eps.All()
+	if err != nil {
+		return err
+	}
+	for addr, ep := range old {
+		if ep.Host || d.attached[ep.IfIndex] {
+			continue
+		}
+		if err := d.kernel.Pod(ep.IfIndex); err != nil {
+			d.log.Debug("endpoint of an earlier daemon has no link", "addr", addr, "if_index", ep.IfIndex, "err", err)
+			continue
+		}
+		d.attached[ep.IfIndex] = true
+		d.handover[ep.IfIndex] = true
+	}
+	return nil
+}
+
+func (d *Dataplane) attachSockets() error {
+	if !d.cfg.Services || !d.cfg.SocketServices {
+		return d.kernel.ForgetSockets()
+	}
+	cgroup := d.cfg.Cgroup
+	if cgroup == "" {
+		cgroup = attach.CgroupRoot()
+	}
+	if cgroup == "" {
+		return errors.New("no cgroup v2 hierarchy: set cgroup, or turn socketServices off")
+	}
+	return d.kernel.Sockets(cgroup)
+}
+
+// Stop ends what the daemon does; programs and maps stay in the kernel and go
+// on working.
+func (d *Dataplane) Stop(context.Context) error {
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.peers = next
-	return nil
+	if !d.started {
+		d.mu.Unlock()
+		return nil
+	}
+	d.started = false
+	d.mu.Unlock()
+	d.cancel()
+	d.wg.Wait()
+	return d.kernel.Close()
 }
 
-// UpdateServices adds services or replaces them, each with all its slices, in
-// one batch. A service that cannot be programmed is reported in the error; the
-// others are in place all the same.
-func (d *Dataplane) UpdateServices(_ context.Context, objs []service.Object) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, o := range objs {
-		d.services[o.Name()] = o
+// Uninstall removes programs, maps and pins of all versions from the kernel:
+// pods lose their network. It must not be called while a daemon runs.
+func Uninstall(cfg Config) error {
+	if err := attach.Uninstall(cfg.BPFFS); err != nil {
+		return err
 	}
-	return nil
-}
-
-// DeleteServices removes services; unknown ones are no fault.
-func (d *Dataplane) DeleteServices(_ context.Context, names []types.NamespacedName) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, n := range names {
-		delete(d.services, n)
-	}
-	return nil
-}
-
-// PruneServices deletes every service that is not in keep, those of an earlier
-// daemon included. Call it once the watch is complete.
-func (d *Dataplane) PruneServices(_ context.Context, keep []types.NamespacedName) error {
-	want := make(map[types.NamespacedName]bool, len(keep))
-	for _, n := range keep {
-		want[n] = true
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	maps.DeleteFunc(d.services, func(n types.NamespacedName, _ service.Object) bool { return !want[n] })
-	return nil
-}
-
-func (ep Endpoint) validate() error {
-	if ep.ID == "" {
-		return fmt.Errorf("%w endpoint: no id", ErrInvalid)
-	}
-	if ep.IfIndex <= 0 {
-		return fmt.Errorf("%w endpoint %s: no interface index", ErrInvalid, ep.ID)
-	}
-	if len(ep.MAC) != 6 || len(ep.HostMAC) != 6 {
-		return fmt.Errorf("%w endpoint %s: hardware addresses of %d and %d bytes", ErrInvalid, ep.ID, len(ep.MAC), len(ep.HostMAC))
-	}
-	if len(ep.Addrs) == 0 {
-		return fmt.Errorf("%w endpoint %s: no address", ErrInvalid, ep.ID)
-	}
-	for _, a := range ep.Addrs {
-		if !validAddr(a) {
-			return fmt.Errorf("%w endpoint %s: address %s", ErrInvalid, ep.ID, a)
-		}
-	}
-	return nil
-}
-
-func (n Node) validate() error {
-	for _, a := range n.Addrs {
-		if !validAddr(a) {
-			return fmt.Errorf("%w node %s: address %s", ErrInvalid, n.Name, a)
-		}
-	}
-	for _, p := range slices.Concat(n.PodCIDRs, n.NonMasqueradeCIDRs) {
-		if !p.IsValid() {
-			return fmt.Errorf("%w node %s: range %s", ErrInvalid, n.Name, p)
-		}
-	}
-	return nil
-}
-
-func (p Peer) validate() error {
-	if p.Name == "" {
-		return fmt.Errorf("%w peer: no name", ErrInvalid)
-	}
-	switch p.Mode {
-	case "", "auto", "native", "vxlan":
-	default:
-		return fmt.Errorf("%w peer %s: mode %q", ErrInvalid, p.Name, p.Mode)
-	}
-	for _, a := range p.Addrs {
-		if !validAddr(a) {
-			return fmt.Errorf("%w peer %s: address %s", ErrInvalid, p.Name, a)
-		}
-	}
-	for _, c := range p.PodCIDRs {
-		if !c.IsValid() {
-			return fmt.Errorf("%w peer %s: range %s", ErrInvalid, p.Name, c)
-		}
+	if err := os.Remove(filepath.Clean(cfg.BPFFS)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove directory of pins: %w", err)
 	}
 	return nil
 }

@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package bpf holds the programs of the data path, in C, and what bpf2go makes
+// of them: the compiled object and the Go side of every type that C and Go
+// share. C is the truth; nothing here is typed by hand.
+package bpf
+
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -cflags "-O2 -g -mcpu=v3 -Iinclude -Wall -Wextra -Werror -Wshadow -Wimplicit-fallthrough -Wimplicit-int-conversion -Wenum-conversion" -type addr -type tuple -type hook -type reason -type endpoint -type ep_flags -type ct_value -type ct_flags -type svc_key -type svc_value -type svc_flags -type scope -type backend -type be_flags -type aff_key -type aff_value -type range_key -type route_key -type route -type route_kind -type uplink -type counter -type event -type sk_key -type peer -type tcp_flags Datapath datapath.c

@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#pragma once
+
+/*
+ * What is decided when the programs are loaded. The verifier removes the
+ * branches that these constants switch off.
+ */
+
+#include <linux/bpf.h>
+
+/* Serve Kubernetes services. */
+volatile const bool cfg_services = true;
+
+/* Emit an event for every new flow. */
+volatile const bool cfg_flow_events = false;
+
+/* The cookie of the node's network namespace, whose UDP sockets are translated. */
+volatile const __u64 cfg_host_cookie = 0;
+
+/* Network identifier of the overlay. */
+volatile const __u32 cfg_vni = 1;
+
+/* The ports that translated flows get, host order, both included. */
+volatile const __u16 cfg_snat_min = 61000;
+volatile const __u16 cfg_snat_max = 65535;

@@ -1,0 +1,240 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#pragma once
+
+/*
+ * Stage 3: which flow does a packet belong to, and what does its record say?
+ *
+ * A flow that is not translated has one record, found from both directions: the
+ * key is the tuple with its lower end first. A translated flow has two, one
+ * under each of its tuples, and each holds the other tuple: the primary is
+ * found by packets of the original direction, the secondary by replies.
+ */
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+#include "addr.h"
+#include "clock.h"
+#include "pkt.h"
+#include "proto.h"
+#include "reason.h"
+
+enum ct_flags {
+	CT_SWAPPED = 0x1,   /* the original direction is from the key's dst to its src */
+	CT_XLAT = 0x2,	    /* translated: other is valid */
+	CT_SECONDARY = 0x4, /* found by replies of a translated flow */
+	CT_ORIG = 0x8,	    /* seen a packet of the original direction */
+	CT_REPLY = 0x10,    /* seen a reply */
+	CT_FIN_ORIG = 0x20,
+	CT_FIN_REPLY = 0x40,
+	CT_RST = 0x80,
+	CT_SNAT = 0x100,    /* the source is translated to a port of ours */
+	CT_OUTSIDE = 0x200, /* begun from outside: replies leave by oif */
+	CT_SERVICE = 0x400, /* the destination was a service */
+	CT_HAIRPIN = 0x800, /* the sender is its own backend */
+};
+
+#define CT_CLOSING (CT_FIN_ORIG | CT_FIN_REPLY | CT_RST)
+
+/* Bits that belong to both records of a translated flow. */
+#define CT_SHARED (CT_ORIG | CT_REPLY | CT_CLOSING)
+
+struct ct_value {
+	struct tuple other; /* translated flows: the other tuple, original direction */
+	__u32 flags;	    /* enum ct_flags */
+	__u32 seen;	    /* last packet, in ticks */
+	__u32 since;	    /* first packet, in ticks */
+	__u32 oif;	    /* CT_SNAT, CT_OUTSIDE: interface towards the outside */
+	__u32 svc;	    /* id of the service, 0: none */
+	__u32 pad;
+};
+
+_Static_assert(sizeof(struct ct_value) == 64, "ct_value: no padding");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct tuple);
+	__type(value, struct ct_value);
+	__uint(max_entries, 131072);
+} ct SEC(".maps");
+
+static __always_inline void tuple_turn(struct tuple *to, const struct tuple *from)
+{
+	to->src = from->dst;
+	to->dst = from->src;
+	to->sport = from->dport;
+	to->dport = from->sport;
+	to->proto = from->proto;
+}
+
+/* Any total order will do, as long as it is the same for both directions. */
+static __always_inline bool tuple_higher_first(const struct tuple *t)
+{
+	const __be32 *s = addr_cwords(&t->src), *d = addr_cwords(&t->dst);
+
+	if (s[3] != d[3])
+		return s[3] > d[3];
+	if (s[2] != d[2])
+		return s[2] > d[2];
+	if (s[1] != d[1])
+		return s[1] > d[1];
+	if (s[0] != d[0])
+		return s[0] > d[0];
+	return t->sport > t->dport;
+}
+
+/* The key of a tuple; true when the tuple's ends were swapped for it. */
+static __always_inline bool ct_key(struct tuple *key, const struct tuple *t)
+{
+	if (!tuple_higher_first(t)) {
+		*key = *t;
+		return false;
+	}
+	__builtin_memset(key, 0, sizeof(*key));
+	tuple_turn(key, t);
+	return true;
+}
+
+static __always_inline __u32 ct_flags_of(const struct pkt *pkt)
+{
+	__u32 flags = pkt->reply ? CT_REPLY : CT_ORIG;
+
+	if (pkt->t.proto != PROTO_TCP)
+		return flags;
+	if (pkt->tcp_flags & TCP_FIN)
+		flags |= pkt->reply ? CT_FIN_REPLY : CT_FIN_ORIG;
+	if (pkt->tcp_flags & TCP_RST)
+		flags |= CT_RST;
+	return flags;
+}
+
+/* Rare: the other record of a translated flow learns what this one saw. */
+static __noinline int ct_tell_other(const struct ct_value *v, __u32 flags)
+{
+	struct tuple key;
+	struct ct_value *other;
+
+	ct_key(&key, &v->other);
+	other = bpf_map_lookup_elem(&ct, &key);
+	if (other)
+		__sync_fetch_and_or(&other->flags, flags & CT_SHARED);
+	return 0;
+}
+
+/*
+ * Two processors may write seen and flags of one flow at once: the flags are
+ * only ever added to, atomically, and for seen either value is right.
+ */
+static __always_inline void ct_touch(struct ct_value *v, const struct pkt *pkt)
+{
+	__u32 flags = ct_flags_of(pkt), now = ticks();
+
+	if (v->seen != now)
+		v->seen = now;
+	if ((v->flags & flags) == flags)
+		return;
+	__sync_fetch_and_or(&v->flags, flags);
+	if (v->flags & CT_XLAT)
+		ct_tell_other(v, flags);
+}
+
+/* A SYN that meets the record of a closed connection begins a new one. */
+static __always_inline bool ct_reopened(const struct ct_value *v, const struct pkt *pkt)
+{
+	return pkt->t.proto == PROTO_TCP && !pkt->reply && (v->flags & CT_CLOSING) &&
+	       (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
+static __always_inline void ct_translate(const struct ct_value *v, struct pkt *pkt)
+{
+	if (pkt->reply)
+		tuple_turn(&pkt->n, &v->other);
+	else
+		pkt->n = v->other;
+}
+
+static __always_inline int conntrack(struct __sk_buff *skb, struct pkt *pkt)
+{
+	struct tuple key;
+	struct ct_value *v;
+	bool swapped;
+
+	(void)skb;
+	swapped = ct_key(&key, &pkt->t);
+	v = bpf_map_lookup_elem(&ct, &key);
+	if (!v)
+		return 0;
+	pkt->reply = swapped != !!(v->flags & CT_SWAPPED);
+	if (ct_reopened(v, pkt)) {
+		pkt->reply = false;
+		return 0;
+	}
+	pkt->ct = v;
+	if (!pkt->related)
+		ct_touch(v, pkt);
+	/*
+	 * A packet of the original direction that carries the translated tuple
+	 * already is not this flow's: it goes on as it is.
+	 */
+	if ((v->flags & CT_XLAT) && !!(v->flags & CT_SECONDARY) == pkt->reply) {
+		pkt->oif = v->oif;
+		pkt->svc = v->svc;
+		pkt->ct_flags = v->flags;
+		ct_translate(v, pkt);
+	}
+	return 0;
+}
+
+static __always_inline void ct_fill(struct ct_value *v, const struct pkt *pkt)
+{
+	v->flags = pkt->ct_flags | ct_flags_of(pkt);
+	v->seen = ticks();
+	v->since = v->seen;
+	v->svc = pkt->svc;
+	v->oif = pkt->oif;
+}
+
+/* The one record of a flow that is not translated. */
+static __noinline int ct_create_plain(const struct pkt *pkt)
+{
+	struct tuple key;
+	struct ct_value v = {};
+
+	ct_fill(&v, pkt);
+	if (ct_key(&key, &pkt->t))
+		v.flags |= CT_SWAPPED;
+	return bpf_map_update_elem(&ct, &key, &v, BPF_ANY) ? -DROP_CONNTRACK : 0;
+}
+
+/*
+ * The record that replies of a translated flow find. A flow whose source is
+ * translated writes it first, and fails when its tuple is taken: that is how a
+ * port is reserved. Otherwise the source is still part of the tuple, so what
+ * is there can only be an older flow of the same socket, which it replaces.
+ */
+static __noinline int ct_create_secondary(const struct pkt *pkt)
+{
+	__u64 how = pkt->ct_flags & CT_SNAT ? BPF_NOEXIST : BPF_ANY;
+	struct tuple key;
+	struct ct_value v = {};
+
+	ct_fill(&v, pkt);
+	v.flags |= CT_XLAT | CT_SECONDARY;
+	if (ct_key(&key, &pkt->n))
+		v.flags |= CT_SWAPPED;
+	v.other = pkt->t;
+	return bpf_map_update_elem(&ct, &key, &v, how) ? -DROP_CONNTRACK : 0;
+}
+
+/* The record that packets of the original direction find. */
+static __noinline int ct_create_primary(const struct pkt *pkt)
+{
+	struct tuple key;
+	struct ct_value v = {};
+
+	ct_fill(&v, pkt);
+	v.flags |= CT_XLAT;
+	if (ct_key(&key, &pkt->t))
+		v.flags |= CT_SWAPPED;
+	v.other = pkt->n;
+	return bpf_map_update_elem(&ct, &key, &v, BPF_ANY) ? -DROP_CONNTRACK : 0;
+}

@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#pragma once
+
+/* Stage 6: where does a packet go from here? Nothing is written to it yet. */
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+#include "addr.h"
+#include "conntrack.h"
+#include "endpoint.h"
+#include "pkt.h"
+#include "proto.h"
+#include "reason.h"
+#include "route.h"
+#include "snat.h"
+
+#define FAMILY_INET  2
+#define FAMILY_INET6 10
+
+#define MTU_MIN 1280 /* no IPv6 link is smaller */
+
+static __always_inline bool translated(const struct pkt *pkt)
+{
+	return !addr_eq(&pkt->t.dst, &pkt->n.dst) || !addr_eq(&pkt->t.src, &pkt->n.src) ||
+	       pkt->t.dport != pkt->n.dport || pkt->t.sport != pkt->n.sport;
+}
+
+/* The interface by which the kernel would send it; 0 when it would not. */
+static __noinline __u32 fib_oif(struct __sk_buff *skb, const struct pkt *pkt)
+{
+	struct bpf_fib_lookup fib = { .ifindex = skb->ifindex };
+	long ret;
+
+	fib.l4_protocol = pkt->n.proto;
+	if (pkt->v4) {
+		fib.family = FAMILY_INET;
+		fib.ipv4_src = addr_to4(&pkt->n.src);
+		fib.ipv4_dst = addr_to4(&pkt->n.dst);
+	} else {
+		fib.family = FAMILY_INET6;
+		__builtin_memcpy(fib.ipv6_src, &pkt->n.src, 16);
+		__builtin_memcpy(fib.ipv6_dst, &pkt->n.dst, 16);
+	}
+	ret = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	if (ret == BPF_FIB_LKUP_RET_SUCCESS || ret == BPF_FIB_LKUP_RET_NO_NEIGH)
+		return fib.ifindex;
+	return 0;
+}
+
+/* A flow that leaves the cluster: by which uplink, and does it need our address? */
+static __always_inline int forward_world(struct __sk_buff *skb, struct pkt *pkt)
+{
+	struct uplink *up;
+	struct addr *from;
+	__u32 oif;
+
+	if (pkt->ct)
+		return pkt->ct_flags & (CT_SNAT | CT_OUTSIDE) ? FWD_WORLD : PASS_ROUTE;
+	if (pkt->hook != HOOK_POD)
+		return PASS_UNKNOWN;
+	oif = fib_oif(skb, pkt);
+	up = bpf_map_lookup_elem(&uplinks, &oif);
+	if (!up)
+		return PASS_ROUTE;
+	from = pkt->v4 ? &up->addr4 : &up->addr6;
+	if (addr_zero(from))
+		return PASS_ROUTE;
+	pkt->oif = oif;
+	pkt->snat = *from;
+	return FWD_WORLD;
+}
+
+static __always_inline int forward_to(struct __sk_buff *skb, struct pkt *pkt)
+{
+	struct route *rt;
+
+	pkt->dst = endpoint_find(&pkt->n.dst);
+	if (pkt->dst)
+		return endpoint_is_host(pkt->dst) ? PASS_HOST : FWD_LOCAL;
+	/* We are nobody's router for what comes from outside. */
+	if (pkt->hook == HOOK_NET && !pkt->ct && !pkt->svc)
+		return PASS_UNKNOWN;
+	rt = route_find(&pkt->n.dst);
+	if (!rt)
+		return forward_world(skb, pkt);
+	pkt->rt = rt;
+	switch (rt->kind) {
+	case ROUTE_NATIVE:
+		pkt->oif = rt->oif;
+		return FWD_NATIVE;
+	case ROUTE_TUNNEL:
+		pkt->oif = rt->oif;
+		return FWD_TUNNEL;
+	default:
+		return PASS_ROUTE;
+	}
+}
+
+/* Errors about packets that we take past the kernel are still the kernel's to send. */
+static __always_inline int forward_fits(struct __sk_buff *skb, const struct pkt *pkt)
+{
+	__u32 len = 0;
+
+	if (pkt->act != FWD_NATIVE && pkt->act != FWD_TUNNEL && pkt->act != FWD_WORLD)
+		return 0;
+	if (pkt->ttl <= 1)
+		return -PASS_TTL;
+	if (skb->len <= ETH_LEN + MTU_MIN)
+		return 0;
+	if (bpf_check_mtu(skb, pkt->oif, &len, 0, 0) == BPF_MTU_CHK_RET_FRAG_NEEDED)
+		return -PASS_TOO_BIG;
+	return 0;
+}
+
+/* The records of a new flow. What the kernel carries as it is needs none. */
+static __always_inline int forward_record(struct pkt *pkt)
+{
+	int ret = 0;
+
+	if (pkt->ct || pkt->related || pkt->frag)
+		return 0;
+	if (!addr_zero(&pkt->snat))
+		ret = snat(pkt);
+	else if (translated(pkt))
+		ret = ct_create_secondary(pkt);
+	else
+		return pkt->act < PASS_NOT_IP ? ct_create_plain(pkt) : 0;
+	return ret ? ret : ct_create_primary(pkt);
+}
+
+static __always_inline int forward(struct __sk_buff *skb, struct pkt *pkt)
+{
+	int ret;
+
+	pkt->act = (__u8)forward_to(skb, pkt);
+	ret = forward_fits(skb, pkt);
+	if (ret)
+		return ret;
+	/* Its own backend: it hears from the service's address, so that it answers there. */
+	if (!pkt->ct && pkt->src && pkt->dst && pkt->src->ifindex == pkt->dst->ifindex) {
+		pkt->ct_flags |= CT_HAIRPIN;
+		pkt->n.src = pkt->t.dst;
+	}
+	return forward_record(pkt);
+}

@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#pragma once
+
+/*
+ * Answers a packet with "port unreachable", in the packet itself: what it was
+ * becomes the quotation behind a new IP and ICMP header, and it goes back to
+ * where it came from. A connect() to a service without endpoints fails at
+ * once with ECONNREFUSED.
+ */
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+#include "addr.h"
+#include "nat.h"
+#include "pkt.h"
+#include "proto.h"
+#include "reason.h"
+
+#define REJECT_TTL    64
+#define REJECT_QUOTE4 (IP4_LEN + 8)	      /* RFC 792: header and 8 bytes */
+#define REJECT_QUOTE6 (IP6_LEN + TCP_LEN + 4) /* of at least 64 bytes */
+
+struct reject4 {
+	struct ip4_hdr ip;
+	struct icmp_hdr icmp;
+};
+
+struct reject6 {
+	struct ip6_hdr ip;
+	struct icmp_hdr icmp;
+};
+
+static __always_inline __sum16 csum_fold(__u64 sum)
+{
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (__sum16)~sum;
+}
+
+/* Room for the new headers, and no more quotation than is wanted. */
+static __always_inline int reject_room(struct __sk_buff *skb, __u32 room, __u32 quote)
+{
+	if (skb->gso_segs > 1)
+		return -DROP_NO_REJECT;
+	if (bpf_skb_change_tail(skb, ETH_LEN + quote, 0))
+		return -DROP_NO_REJECT;
+	return bpf_skb_adjust_room(skb, (__s32)room, BPF_ADJ_ROOM_MAC, 0) ? -DROP_NO_REJECT : 0;
+}
+
+static __noinline int reject_ip4(struct __sk_buff *skb, const struct pkt *pkt)
+{
+	struct reject4 h = {};
+	__u8 quote[REJECT_QUOTE4];
+	__s64 sum;
+
+	if (pkt->l4 != ETH_LEN + IP4_LEN || skb->len < ETH_LEN + REJECT_QUOTE4)
+		return -DROP_NO_REJECT;
+	if (reject_room(skb, sizeof(h), REJECT_QUOTE4))
+		return -DROP_NO_REJECT;
+	if (bpf_skb_load_bytes(skb, ETH_LEN + sizeof(h), quote, sizeof(quote)))
+		return -DROP_NO_REJECT;
+	h.ip.ver_ihl = 0x45;
+	h.ip.len = bpf_htons(sizeof(h) + REJECT_QUOTE4);
+	h.ip.ttl = REJECT_TTL;
+	h.ip.proto = PROTO_ICMP;
+	h.ip.src = addr_to4(&pkt->t.dst);
+	h.ip.dst = addr_to4(&pkt->t.src);
+	h.icmp.type = ICMP_UNREACH;
+	h.icmp.code = ICMP_PORT_UNREACH;
+	sum = bpf_csum_diff(NULL, 0, (__be32 *)&h.icmp, sizeof(h.icmp), 0);
+	sum = bpf_csum_diff(NULL, 0, (__be32 *)quote, sizeof(quote), (__u32)sum);
+	h.icmp.csum = csum_fold((__u64)sum);
+	sum = bpf_csum_diff(NULL, 0, (__be32 *)&h.ip, sizeof(h.ip), 0);
+	h.ip.csum = csum_fold((__u64)sum);
+	return bpf_skb_store_bytes(skb, ETH_LEN, &h, sizeof(h), 0) ? -DROP_NO_REJECT : 0;
+}
+
+static __noinline int reject_ip6(struct __sk_buff *skb, const struct pkt *pkt)
+{
+	struct reject6 h = {};
+	__u8 quote[REJECT_QUOTE6];
+	__be32 pseudo[2];
+	__u32 len = skb->len - ETH_LEN;
+	__s64 sum;
+
+	/* UDP may be shorter than the longest quotation. */
+	if (len > REJECT_QUOTE6)
+		len = REJECT_QUOTE6;
+	len &= ~3U;
+	if (len < IP6_LEN + UDP_LEN || len > REJECT_QUOTE6)
+		return -DROP_NO_REJECT;
+	if (reject_room(skb, sizeof(h), len))
+		return -DROP_NO_REJECT;
+	__builtin_memset(quote, 0, sizeof(quote));
+	if (bpf_skb_load_bytes(skb, ETH_LEN + sizeof(h), quote, len))
+		return -DROP_NO_REJECT;
+	h.ip.flow = bpf_htonl(6U << 28);
+	h.ip.len = bpf_htons((__u16)(sizeof(h.icmp) + len));
+	h.ip.next = PROTO_ICMP6;
+	h.ip.hops = REJECT_TTL;
+	__builtin_memcpy(h.ip.src, &pkt->t.dst, 16);
+	__builtin_memcpy(h.ip.dst, &pkt->t.src, 16);
+	h.icmp.type = ICMP6_UNREACH;
+	h.icmp.code = ICMP6_PORT_UNREACH;
+	pseudo[0] = bpf_htonl(sizeof(h.icmp) + len);
+	pseudo[1] = bpf_htonl(PROTO_ICMP6);
+	sum = bpf_csum_diff(NULL, 0, (__be32 *)h.ip.src, 32, 0);
+	sum = bpf_csum_diff(NULL, 0, pseudo, sizeof(pseudo), (__u32)sum);
+	sum = bpf_csum_diff(NULL, 0, (__be32 *)&h.icmp, sizeof(h.icmp), (__u32)sum);
+	sum = bpf_csum_diff(NULL, 0, (__be32 *)quote, sizeof(quote), (__u32)sum);
+	h.icmp.csum = csum_fold((__u64)sum);
+	return bpf_skb_store_bytes(skb, ETH_LEN, &h, sizeof(h), 0) ? -DROP_NO_REJECT : 0;
+}
+
+/* Turns the frame round; the caller sends it back. */
+static __always_inline int reject(struct __sk_buff *skb, const struct pkt *pkt)
+{
+	__u8 mac[12];
+	int ret = pkt->v4 ? reject_ip4(skb, pkt) : reject_ip6(skb, pkt);
+
+	if (ret)
+		return ret;
+	if (bpf_skb_load_bytes(skb, 0, mac, sizeof(mac)))
+		return -DROP_NO_REJECT;
+	return mac_write(skb, mac + 6, mac);
+}

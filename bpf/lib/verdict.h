@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#pragma once
+
+/*
+ * The one exit: writes what the stages decided into the packet, sends it on,
+ * and counts it. No packet is dropped uncounted.
+ */
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+#include "addr.h"
+#include "config.h"
+#include "endpoint.h"
+#include "event.h"
+#include "forward.h"
+#include "nat.h"
+#include "pkt.h"
+#include "reason.h"
+#include "reject.h"
+
+#define ACT_OK	     0
+#define ACT_SHOT     2
+#define ACT_REDIRECT 7
+
+#define PKT_HOST 0
+
+/* The kernel's codes for "mine" in both kinds of attachment, clsact and tcx. */
+_Static_assert(ACT_OK == 0 && ACT_SHOT == 2 && ACT_REDIRECT == 7, "TC_ACT_* and TCX_*");
+
+static __always_inline long send_native(const struct pkt *pkt)
+{
+	struct bpf_redir_neigh nh = {};
+
+	if (!pkt->rt)
+		return ACT_SHOT;
+	if (addr_zero(&pkt->rt->next))
+		return bpf_redirect_neigh(pkt->oif, NULL, 0, 0);
+	if (addr_is4(&pkt->rt->next)) {
+		nh.nh_family = FAMILY_INET;
+		nh.ipv4_nh = addr_to4(&pkt->rt->next);
+	} else {
+		nh.nh_family = FAMILY_INET6;
+		__builtin_memcpy(nh.ipv6_nh, &pkt->rt->next, 16);
+	}
+	return bpf_redirect_neigh(pkt->oif, &nh, sizeof(nh), 0);
+}
+
+static __always_inline long send_tunnel(struct __sk_buff *skb, const struct pkt *pkt)
+{
+	struct bpf_tunnel_key key = { .tunnel_id = cfg_vni, .tunnel_ttl = 64 };
+	__u64 flags = 0;
+
+	if (!pkt->rt || mac_write(skb, pkt->rt->mac, pkt->rt->smac))
+		return ACT_SHOT;
+	if (addr_is4(&pkt->rt->next)) {
+		key.remote_ipv4 = bpf_ntohl(addr_to4(&pkt->rt->next));
+		flags = BPF_F_ZERO_CSUM_TX;
+	} else {
+		__builtin_memcpy(key.remote_ipv6, &pkt->rt->next, 16);
+		flags = BPF_F_TUNINFO_IPV6;
+	}
+	if (bpf_skb_set_tunnel_key(skb, &key, sizeof(key), flags))
+		return ACT_SHOT;
+	return bpf_redirect(pkt->oif, 0);
+}
+
+static __always_inline long send_local(struct __sk_buff *skb, const struct pkt *pkt)
+{
+	if (!pkt->dst || mac_write(skb, pkt->dst->mac, pkt->dst->hmac))
+		return ACT_SHOT;
+	if (pkt->hook == HOOK_TUN)
+		bpf_skb_change_type(skb, PKT_HOST);
+	return bpf_redirect_peer(pkt->dst->ifindex, 0);
+}
+
+static __always_inline long send(struct __sk_buff *skb, const struct pkt *pkt)
+{
+	switch (pkt->act) {
+	case FWD_LOCAL:
+		return send_local(skb, pkt);
+	case FWD_NATIVE:
+		return ttl_less(skb, pkt) ? ACT_SHOT : send_native(pkt);
+	case FWD_WORLD:
+		return ttl_less(skb, pkt) ? ACT_SHOT : bpf_redirect_neigh(pkt->oif, NULL, 0, 0);
+	case FWD_TUNNEL:
+		return ttl_less(skb, pkt) ? ACT_SHOT : send_tunnel(skb, pkt);
+	default:
+		return ACT_OK;
+	}
+}
+
+/* A stage stopped the packet: ret is the negative of its reason. */
+static __always_inline int verdict_stop(struct __sk_buff *skb, struct pkt *pkt, int ret)
+{
+	if (ret == -FWD_REJECT) {
+		count(skb, pkt, FWD_REJECT);
+		ret = reject(skb, pkt);
+		if (!ret)
+			return (int)bpf_redirect(skb->ifindex, 0);
+	}
+	count(skb, pkt, (__u8)-ret);
+	if (ret > -DROP_TRUNCATED)
+		return ACT_OK;
+	emit(skb, pkt, (__u8)-ret);
+	return ACT_SHOT;
+}
+
+static __always_inline int verdict(struct __sk_buff *skb, struct pkt *pkt, int ret)
+{
+	bool fresh = !pkt->ct;
+	long act;
+
+	if (!ret && translated(pkt))
+		ret = nat(skb, pkt);
+	if (ret)
+		return verdict_stop(skb, pkt, ret);
+	count(skb, pkt, pkt->act);
+	if (cfg_flow_events && fresh)
+		emit(skb, pkt, pkt->act);
+	act = send(skb, pkt);
+	if (act == ACT_SHOT)
+		return verdict_stop(skb, pkt, -DROP_REDIRECT);
+	return (int)act;
+}

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package attach brings the programs of the data path into the kernel: it
+// loads them with their constants, pins maps and links in a versioned
+// directory, attaches programs to links, uplinks and the cgroup, and takes over
+// on a restart what an earlier daemon attached. It is also the door to netlink
+// for what the data path must know of interfaces, addresses and routes.
+package attach
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+
+	"github.com/nodeagent/nodeagent/bpf"
+)
+
+// layout is the version of the directory of pins. It changes when the meaning
+// of a map changes in a way that older programs would misread.
+const layout = "v1"
+
+// Options are what the programs are loaded with.
+type Options struct {
+	// BPFFS is the directory that the versioned layout is made in.
+	BPFFS string
+	// Sizes maps a map's name to its number of entries; others keep their own.
+	Sizes map[string]uint32
+	// Constants maps the name of a variable of bpf/lib/config.h to its value.
+	Constants map[string]any
+}
+
+// Kernel is the loaded data path.
+type Kernel struct {
+	bpf.DatapathObjects
+	dir string
+}
+
+// unpinned maps hold what a restart may forget.
+var unpinned = map[string]bool{".rodata": true, ".bss": true, ".data": true, ".rodata.cst": true}
+
+// Load loads programs and maps. Maps that are pinned already are taken over
+// with what they hold.
+func Load(o Options) (*Kernel, error) {
+	dir := filepath.Join(o.BPFFS, layout)
+	if err := ensureBPFFS(o.BPFFS); err != nil {
+		return nil, err
+	}
+	for _, d := range []string{"maps", "links"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
+			return nil, fmt.Errorf("make directory of pins: %w", err)
+		}
+	}
+	// Kernels before 5.11 charge maps to the memlock limit.
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("raise memlock limit: %w", err)
+	}
+	spec, err := bpf.LoadDatapath()
+	if err != nil {
+		return nil, err
+	}
+	if err := configure(spec, o, filepath.Join(dir, "maps")); err != nil {
+		return nil, err
+	}
+	k := &Kernel{dir: dir}
+	opts := &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: filepath.Join(dir, "maps")}}
+	if err := spec.LoadAndAssign(&k.DatapathObjects, opts); err != nil {
+		return nil, fmt.Errorf("load data path: %w", err)
+	}
+	return k, nil
+}
+
+// configure sets constants, sizes and pinning before the load.
+func configure(spec *ebpf.CollectionSpec, o Options, pins string) error {
+	for name, value := range o.Constants {
+		v, ok := spec.Variables[name]
+		if !ok {
+			return fmt.Errorf("no constant %s in the data path", name)
+		}
+		if err := v.Set(value); err != nil {
+			return fmt.Errorf("set constant %s: %w", name, err)
+		}
+	}
+	for name, size := range o.Sizes {
+		m, ok := spec.Maps[name]
+		if !ok {
+			return fmt.Errorf("no map %s in the data path", name)
+		}
+		m.MaxEntries = size
+	}
+	for name, m := range spec.Maps {
+		if unpinned[name] {
+			continue
+		}
+		m.Pinning = ebpf.PinByName
+		if err := adopt(m, filepath.Join(pins, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// adopt keeps a pinned map of another size: its content is worth more than the
+// new size, which applies once the map is made anew.
+func adopt(spec *ebpf.MapSpec, pin string) error {
+	m, err := ebpf.LoadPinnedMap(pin, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open pinned map %s: %w", pin, err)
+	}
+	defer m.Close()
+	if m.Type() == spec.Type && m.KeySize() == spec.KeySize && m.ValueSize() == spec.ValueSize {
+		spec.MaxEntries = m.MaxEntries()
+		return nil
+	}
+	return fmt.Errorf("pinned map %s has another layout: %s %d/%d bytes, want %s %d/%d", pin,
+		m.Type(), m.KeySize(), m.ValueSize(), spec.Type, spec.KeySize, spec.ValueSize)
+}
+
+// ensureBPFFS mounts a BPF file system on the parent of dir when dir is in none.
+func ensureBPFFS(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err == nil && isBPFFS(dir) {
+		return nil
+	}
+	parent := filepath.Dir(dir)
+	if err := os.MkdirAll(parent, 0o755); err != nil {
+		return fmt.Errorf("make mount point of bpffs: %w", err)
+	}
+	if !isBPFFS(parent) {
+		if err := unix.Mount("bpf", parent, "bpf", 0, "mode=0700"); err != nil {
+			return fmt.Errorf("mount bpffs on %s: %w", parent, err)
+		}
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make directory of pins: %w", err)
+	}
+	return nil
+}
+
+func isBPFFS(dir string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(dir, &st) == nil && int64(st.Type) == unix.BPF_FS_MAGIC
+}
+
+func (k *Kernel) linkPin(name string) string { return filepath.Join(k.dir, "links", name) }

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/nodeagent/nodeagent/bpf"
+)
+
+// tickShift is the unit of time of the data path (bpf/lib/clock.h), as a shift
+// of nanoseconds of CLOCK_MONOTONIC.
+const tickShift = 27
+
+// Ticks is a moment of the data path's clock.
+type Ticks uint32
+
+// Now is the present moment of the data path's clock.
+func Now() (Ticks, error) {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
+		return 0, fmt.Errorf("read clock: %w", err)
+	}
+	return Ticks(uint64(ts.Nano()) >> tickShift), nil
+}
+
+// Since is the time from then to t, also over a wrap of the clock.
+func (t Ticks) Since(then Ticks) time.Duration {
+	// What is written while we look may be a tick ahead.
+	return max(time.Duration(int32(t-then)), 0) << tickShift
+}
+
+// TicksOf converts a duration, at least one tick.
+func TicksOf(d time.Duration) uint32 { return uint32(max(d>>tickShift, 1)) }
+
+// Tuple is one direction of a flow.
+type Tuple struct {
+	Src, Dst netip.AddrPort
+	Proto    uint8
+}
+
+// TupleOf reads a tuple of the kernel's.
+func TupleOf(t bpf.DatapathTuple) Tuple {
+	return Tuple{
+		Src:   netip.AddrPortFrom(ToAddr(t.Src), Port(t.Sport)),
+		Dst:   netip.AddrPortFrom(ToAddr(t.Dst), Port(t.Dport)),
+		Proto: t.Proto,
+	}
+}
+
+func (t Tuple) raw() bpf.DatapathTuple {
+	return bpf.DatapathTuple{
+		Src:   AddrOf(t.Src.Addr()),
+		Dst:   AddrOf(t.Dst.Addr()),
+		Sport: Port(t.Src.Port()),
+		Dport: Port(t.Dst.Port()),
+		Proto: t.Proto,
+	}
+}
+
+// Reverse is the other direction.
+func (t Tuple) Reverse() Tuple { return Tuple{Src: t.Dst, Dst: t.Src, Proto: t.Proto} }
+
+// Flow is one record of the conntrack table.
+type Flow struct {
+	// Orig is the direction that began; of a translated flow's secondary
+	// record, as it is after translation.
+	Orig Tuple
+	// Other is the other tuple of a translated flow, in the same direction.
+	Other       Tuple
+	Flags       bpf.DatapathCtFlags
+	Seen, Since Ticks
+	IfIndex     int
+	Service     uint32
+	key         bpf.DatapathTuple
+}
+
+// Is says whether all of the flags are set.
+func (f Flow) Is(flags bpf.DatapathCtFlags) bool { return f.Flags&flags == flags }
+
+// Any says whether one of the flags is set.
+func (f Flow) Any(flags bpf.DatapathCtFlags) bool { return f.Flags&flags != 0 }
+
+// Conntrack is the table of flows.
+type Conntrack struct{ m *ebpf.Map }
+
+// NewConntrack wraps the map "ct".
+func NewConntrack(m *ebpf.Map) Conntrack { return Conntrack{m} }
+
+// Size is the table's capacity.
+func (c Conntrack) Size() uint32 { return c.m.MaxEntries() }
+
+// Each calls fn for every record until it returns false. Records that come or
+// go meanwhile may be missed or seen twice.
+func (c Conntrack) Each(fn func(Flow) bool) error {
+	keys := make([]bpf.DatapathTuple, batch)
+	values := make([]bpf.DatapathCtValue, batch)
+	var cursor ebpf.MapBatchCursor
+	for {
+		n, err := c.m.BatchLookup(&cursor, keys, values, nil)
+		for i := range n {
+			if !fn(flowOf(keys[i], values[i])) {
+				return nil
+			}
+		}
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read conntrack: %w", err)
+		}
+	}
+}
+
+// Partner is the other record of a translated flow; false when it is gone.
+func (c Conntrack) Partner(f Flow) (Flow, bool) {
+	for _, t := range []Tuple{f.Other, f.Other.Reverse()} {
+		var v bpf.DatapathCtValue
+		key := t.raw()
+		if err := c.m.Lookup(key, &v); err == nil {
+			return flowOf(key, v), true
+		}
+	}
+	return Flow{}, false
+}
+
+// Delete removes records.
+func (c Conntrack) Delete(flows []Flow) error {
+	var errs []error
+	for _, f := range flows {
+		if err := deleteKey(c.m, f.key); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func flowOf(key bpf.DatapathTuple, v bpf.DatapathCtValue) Flow {
+	f := Flow{
+		Orig:    TupleOf(key),
+		Other:   TupleOf(v.Other),
+		Flags:   bpf.DatapathCtFlags(v.Flags),
+		Seen:    Ticks(v.Seen),
+		Since:   Ticks(v.Since),
+		IfIndex: int(v.Oif),
+		Service: v.Svc,
+		key:     key,
+	}
+	if f.Is(bpf.DatapathCtFlagsCT_SWAPPED) {
+		f.Orig = f.Orig.Reverse()
+	}
+	return f
+}

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/nodeagent/nodeagent/bpf"
+)
+
+// Endpoint is what the data path knows of the owner of an address.
+type Endpoint struct {
+	// Host says that the address is the node's own; the rest is then unset.
+	Host         bool
+	IfIndex      int
+	MAC, HostMAC net.HardwareAddr
+	// Rate is the endpoint's slot of the bandwidth map; 0: unlimited.
+	Rate uint32
+}
+
+// Endpoints is the map from address to owner.
+type Endpoints struct{ m *ebpf.Map }
+
+// NewEndpoints wraps the map "eps".
+func NewEndpoints(m *ebpf.Map) Endpoints { return Endpoints{m} }
+
+// Put makes an endpoint the owner of an address.
+func (e Endpoints) Put(a netip.Addr, ep Endpoint) error {
+	v := bpf.DatapathEndpoint{Ifindex: uint32(ep.IfIndex), Rate: ep.Rate}
+	if ep.Host {
+		v.Flags = uint32(bpf.DatapathEpFlagsEP_HOST)
+	}
+	copy(v.Mac[:], ep.MAC)
+	copy(v.Hmac[:], ep.HostMAC)
+	if err := e.m.Put(AddrOf(a), v); err != nil {
+		return fmt.Errorf("write endpoint %s: %w", a, err)
+	}
+	return nil
+}
+
+// Delete makes an address nobody's.
+func (e Endpoints) Delete(a netip.Addr) error { return deleteKey(e.m, AddrOf(a)) }
+
+// All returns the owners of all addresses.
+func (e Endpoints) All() (map[netip.Addr]Endpoint, error) {
+	raw, err := all[bpf.DatapathAddr, bpf.DatapathEndpoint](e.m)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[netip.Addr]Endpoint, len(raw))
+	for k, v := range raw {
+		out[ToAddr(k)] = Endpoint{
+			Host:    v.Flags&uint32(bpf.DatapathEpFlagsEP_HOST) != 0,
+			IfIndex: int(v.Ifindex),
+			MAC:     net.HardwareAddr(v.Mac[:]),
+			HostMAC: net.HardwareAddr(v.Hmac[:]),
+			Rate:    v.Rate,
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/nodeagent/nodeagent/bpf"
+)
+
+// Route says what lies behind a range of addresses.
+type Route struct {
+	Kind    bpf.DatapathRouteKind
+	IfIndex int
+	// Next is the next hop of a native route (invalid: on the link), or the
+	// other end of the tunnel.
+	Next netip.Addr
+	// MAC and SrcMAC are the inner link addresses of a tunnel.
+	MAC, SrcMAC net.HardwareAddr
+}
+
+// Routes is the trie from range to route.
+type Routes struct{ m *ebpf.Map }
+
+// NewRoutes wraps the map "routes".
+func NewRoutes(m *ebpf.Map) Routes { return Routes{m} }
+
+func routeKey(p netip.Prefix) bpf.DatapathRouteKey {
+	return bpf.DatapathRouteKey{Bits: prefixBits(p), Addr: AddrOf(p.Masked().Addr())}
+}
+
+func routeValue(r Route) bpf.DatapathRoute {
+	v := bpf.DatapathRoute{Kind: uint32(r.Kind), Oif: uint32(r.IfIndex), Next: AddrOf(r.Next)}
+	copy(v.Mac[:], r.MAC)
+	copy(v.Smac[:], r.SrcMAC)
+	return v
+}
+
+// Sync makes the trie hold exactly want, and writes only what differs.
+func (r Routes) Sync(want map[netip.Prefix]Route) error {
+	have, err := all[bpf.DatapathRouteKey, bpf.DatapathRoute](r.m)
+	if err != nil {
+		return err
+	}
+	for p, rt := range want {
+		k, v := routeKey(p), routeValue(rt)
+		old, ok := have[k]
+		delete(have, k)
+		if ok && old == v {
+			continue
+		}
+		if err := r.m.Put(k, v); err != nil {
+			return fmt.Errorf("write route %s: %w", p, err)
+		}
+	}
+	for k := range have {
+		if err := deleteKey(r.m, k); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// All returns the routes by range.
+func (r Routes) All() (map[netip.Prefix]Route, error) {
+	raw, err := all[bpf.DatapathRouteKey, bpf.DatapathRoute](r.m)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[netip.Prefix]Route, len(raw))
+	for k, v := range raw {
+		out[toPrefix(k.Addr, k.Bits)] = Route{
+			Kind:    bpf.DatapathRouteKind(v.Kind),
+			IfIndex: int(v.Oif),
+			Next:    ToAddr(v.Next),
+			MAC:     net.HardwareAddr(v.Mac[:]),
+			SrcMAC:  net.HardwareAddr(v.Smac[:]),
+		}
+	}
+	return out, nil
+}
+
+// Uplink is an interface with a way out.
+type Uplink struct {
+	// Addr4 and Addr6 are the addresses that masqueraded flows leave with;
+	// invalid: the family is not masqueraded.
+	Addr4, Addr6 netip.Addr
+	MTU          int
+}
+
+// Uplinks is the map of them by interface index.
+type Uplinks struct{ m *ebpf.Map }
+
+// NewUplinks wraps the map "uplinks".
+func NewUplinks(m *ebpf.Map) Uplinks { return Uplinks{m} }
+
+// Sync makes the map hold exactly want, and writes only what differs.
+func (u Uplinks) Sync(want map[int]Uplink) error {
+	have, err := all[uint32, bpf.DatapathUplink](u.m)
+	if err != nil {
+		return err
+	}
+	for idx, up := range want {
+		k := uint32(idx)
+		v := bpf.DatapathUplink{Addr4: AddrOf(up.Addr4), Addr6: AddrOf(up.Addr6), Mtu: uint32(up.MTU)}
+		old, ok := have[k]
+		delete(have, k)
+		if ok && old == v {
+			continue
+		}
+		if err := u.m.Put(k, v); err != nil {
+			return fmt.Errorf("write uplink %d: %w", idx, err)
+		}
+	}
+	for k := range have {
+		if err := deleteKey(u.m, k); err != nil {
+			return err
+		}
+	}
+	return nil
+}

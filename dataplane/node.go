@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/nodeagent/nodeagent/bpf"
+	"github.com/nodeagent/nodeagent/dataplane/attach"
+	"github.com/nodeagent/nodeagent/dataplane/maps"
+	"github.com/nodeagent/nodeagent/dataplane/service"
+)
+
+// Waits of the worker that follows the host: changes come in bursts, and the
+// kernel may drop a notification when there are too many.
+const (
+	hostSettle = 200 * time.Millisecond
+	hostResync = time.Minute
+)
+
+// SetNode says what is known of the node. It may be called again at any time,
+// also before Start.
+func (d *Dataplane) SetNode(_ context.Context, n Node) error {
+	if err := n.validate(); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.node = n
+	if !d.started {
+		return nil
+	}
+	return errors.Join(d.syncHost(), d.recompile())
+}
+
+// UpdatePeers replaces the set of other nodes. Peers that did not change are
+// not touched.
+func (d *Dataplane) UpdatePeers(_ context.Context, peers []Peer) error {
+	next := make(map[string]Peer, len(peers))
+	var errs []error
+	for _, p := range peers {
+		if err := p.validate(); err != nil {
+			errs = append(errs, err)
+		}
+		next[p.Name] = p
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.peers = next
+	if !d.started {
+		return nil
+	}
+	return d.syncRoutes()
+}
+
+// syncHost makes the maps agree with the node's interfaces and addresses. The
+// caller holds mu.
+func (d *Dataplane) syncHost() error {
+	host, err := attach.ReadHost()
+	if err != nil {
+		return err
+	}
+	d.host = host
+	return errors.Join(d.syncUplinks(), d.syncHostAddrs(), d.syncRoutes())
+}
+
+// syncHostAddrs makes the node's addresses known as its own.
+func (d *Dataplane) syncHostAddrs() error {
+	have, err := d.eps.All()
+	if err != nil {
+		return err
+	}
+	want := slices.Concat(d.host.Addrs(), d.node.Addrs)
+	var errs []error
+	for _, a := range want {
+		if d.owners[a] == "" && !have[a].Host {
+			errs = append(errs, d.eps.Put(a, maps.Endpoint{Host: true}))
+		}
+	}
+	for a, ep := range have {
+		if ep.Host && !slices.Contains(want, a) {
+			errs = append(errs, d.eps.Delete(a))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// isUplink says whether an interface is a way out: configured, or a default
+// route or an address of the node is there.
+func (d *Dataplane) isUplink(i attach.Interface) bool {
+	names := d.cfg.Uplinks
+	if len(names) == 0 {
+		names = d.node.Uplinks
+	}
+	if len(names) > 0 {
+		return slices.Contains(names, i.Name)
+	}
+	if i.Name == d.cfg.Tunnel.Device || i.Name == "lo" {
+		return false
+	}
+	return i.Default || slices.ContainsFunc(i.Addrs, func(a netip.Addr) bool { return slices.Contains(d.node.Addrs, a) })
+}
+
+// syncUplinks attaches to uplinks, and lets those go that are none any more.
+func (d *Dataplane) syncUplinks() error {
+	want := map[int]maps.Uplink{}
+	next := map[int]string{}
+	var errs []error
+	for _, i := range d.host.Interfaces {
+		if !d.isUplink(i) {
+			continue
+		}
+		next[i.Index] = i.Name
+		up := maps.Uplink{MTU: i.MTU}
+		if d.node.Masquerade {
+			up.Addr4 = d.sourceAddr(i, true)
+			up.Addr6 = d.sourceAddr(i, false)
+		}
+		want[i.Index] = up
+		if _, ok := d.uplinks[i.Index]; ok {
+			continue
+		}
+		if err := d.kernel.Uplink(i.Index); err != nil {
+			errs = append(errs, fmt.Errorf("uplink %s: %w", i.Name, err))
+			delete(next, i.Index)
+			continue
+		}
+		d.log.Info("uplink attached", "if_name", i.Name, "if_index", i.Index)
+	}
+	errs = append(errs, d.ups.Sync(want))
+	old, err := d.kernel.AttachedUplinks()
+	errs = append(errs, err)
+	for _, idx := range old {
+		if _, ok := next[idx]; !ok {
+			errs = append(errs, d.kernel.ForgetUplink(idx))
+		}
+	}
+	d.uplinks = next
+	names := make([]string, 0, len(next))
+	for _, n := range next {
+		names = append(names, n)
+	}
+	return errors.Join(append(errs, attach.Forwarding(names))...)
+}
+
+// sourceAddr is the address that flows leave an uplink with: one of the node's
+// if it is there, else the first.
+func (d *Dataplane) sourceAddr(i attach.Interface, v4 bool) netip.Addr {
+	var first netip.Addr
+	for _, a := range i.Addrs {
+		if a.Is4() != v4 {
+			continue
+		}
+		if slices.Contains(d.node.Addrs, a) {
+			return a
+		}
+		if !first.IsValid() {
+			first = a
+		}
+	}
+	if first.IsValid() {
+		return first
+	}
+	// An uplink without an address of its own: the node's primary one.
+	for _, a := range d.node.Addrs {
+		if a.Is4() == v4 {
+			return a
+		}
+	}
+	return first
+}
+
+// syncRoutes writes what lies behind addresses that are not of this node.
+func (d *Dataplane) syncRoutes() error {
+	want := map[netip.Prefix]maps.Route{}
+	for _, p := range d.node.NonMasqueradeCIDRs {
+		want[p.Masked()] = maps.Route{Kind: bpf.DatapathRouteKindROUTE_PLAIN}
+	}
+	for _, p := range d.node.PodCIDRs {
+		want[p.Masked()] = maps.Route{Kind: bpf.DatapathRouteKindROUTE_LOCAL}
+	}
+	return d.routes.Sync(want)
+}
+
+// followHost brings the maps up to date when the host changes.
+func (d *Dataplane) followHost(ctx context.Context) {
+	resync := time.NewTicker(hostResync)
+	defer resync.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-resync.C:
+		case <-d.hostChanged:
+			if !settle(ctx, hostSettle) {
+				return
+			}
+		}
+		d.mu.Lock()
+		err := d.syncHost()
+		d.mu.Unlock()
+		if err != nil {
+			d.log.Error("follow host", "err", err)
+		}
+	}
+}
+
+// settle waits until a burst of changes is over; false when ctx ended first.
+func settle(ctx context.Context, wait time.Duration) bool {
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// serviceNode is what services have to know of the node.
+func (n Node) serviceNode() service.Node { return service.Node{Name: n.Name, Zone: n.Zone} }

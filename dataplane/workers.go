@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/nodeagent/nodeagent/bpf"
+	flows "github.com/nodeagent/nodeagent/dataplane/maps"
+)
+
+const (
+	// podsQuiet is how long no pod may have come or gone before links get their
+	// faster attachment: each one holds the lock of all interface changes for
+	// about 10 ms.
+	podsQuiet = 2 * time.Second
+	// sweepEvery is the pause between two walks over the table of flows.
+	sweepEvery = 15 * time.Second
+)
+
+// followPods does for pods' links what is too slow for the pod's own way.
+func (d *Dataplane) followPods(ctx context.Context) {
+	quiet := time.NewTimer(podsQuiet)
+	defer quiet.Stop()
+	tcx := true
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-d.podsChanged:
+			quiet.Reset(podsQuiet)
+			continue
+		case <-quiet.C:
+		}
+		idx, gone, ok := d.nextLink(tcx)
+		if !ok {
+			continue
+		}
+		if gone {
+			if err := d.kernel.ForgetPod(idx); err != nil {
+				d.log.Debug("detach from link", "if_index", idx, "err", err)
+			}
+		} else if err := d.handOver(idx); errors.Is(err, ebpf.ErrNotSupported) {
+			tcx = false
+		}
+		// One at a time: whoever waits for the lock gets his turn between.
+		quiet.Reset(time.Millisecond)
+	}
+}
+
+// nextLink picks a link that has work, links that are gone first.
+func (d *Dataplane) nextLink(tcx bool) (idx int, gone, ok bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for idx := range d.forgotten {
+		delete(d.forgotten, idx)
+		return idx, true, true
+	}
+	if !tcx {
+		return 0, false, false
+	}
+	for idx := range d.handover {
+		delete(d.handover, idx)
+		return idx, false, true
+	}
+	return 0, false, false
+}
+
+// handOver may meet a link that goes away at the same moment.
+func (d *Dataplane) handOver(idx int) error {
+	err := d.kernel.HandOver(idx)
+	if err != nil {
+		d.log.Debug("link keeps its filter", "if_index", idx, "err", err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.attached[idx] {
+		d.forgotten[idx] = true
+	}
+	return err
+}
+
+// sweepFlows forgets flows that are idle, and those of addresses that are gone.
+func (d *Dataplane) sweepFlows(ctx context.Context) {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-d.sweepNow:
+			if !settle(ctx, hostSettle) {
+				return
+			}
+		}
+		d.mu.Lock()
+		gone := maps.Clone(d.purge)
+		clear(d.purge)
+		d.mu.Unlock()
+		if _, err := d.sweep(gone); err != nil {
+			d.log.Error("sweep flows", "err", err)
+		}
+	}
+}
+
+// sweep walks the table once and returns how many records it removed.
+func (d *Dataplane) sweep(gone map[netip.Addr]bool) (int, error) {
+	now, err := flows.Now()
+	if err != nil {
+		return 0, err
+	}
+	var idle []flows.Flow
+	err = d.flows.Each(func(f flows.Flow) bool {
+		if touches(f, gone) || d.idle(f, now) {
+			idle = append(idle, f)
+		}
+		return true
+	})
+	// A translated flow lives as long as either of its records is used.
+	idle = slices.DeleteFunc(idle, func(f flows.Flow) bool {
+		if !f.Is(bpf.DatapathCtFlagsCT_XLAT) || touches(f, gone) {
+			return false
+		}
+		other, ok := d.flows.Partner(f)
+		return ok && !d.idle(other, now)
+	})
+	return len(idle), errors.Join(err, d.flows.Delete(idle))
+}
+
+func touches(f flows.Flow, gone map[netip.Addr]bool) bool {
+	if len(gone) == 0 {
+		return false
+	}
+	return gone[f.Orig.Src.Addr()] || gone[f.Orig.Dst.Addr()] ||
+		gone[f.Other.Src.Addr()] || gone[f.Other.Dst.Addr()]
+}
+
+// idle says whether a record was not used for longer than its kind may be.
+func (d *Dataplane) idle(f flows.Flow, now flows.Ticks) bool {
+	return now.Since(f.Seen) > d.timeout(f)
+}
+
+func (d *Dataplane) timeout(f flows.Flow) time.Duration {
+	const closing = bpf.DatapathCtFlagsCT_FIN_ORIG | bpf.DatapathCtFlagsCT_FIN_REPLY
+	both := f.Is(bpf.DatapathCtFlagsCT_ORIG | bpf.DatapathCtFlagsCT_REPLY)
+	t := d.cfg.Timeouts
+	switch f.Orig.Proto {
+	case protoTCP:
+		switch {
+		case f.Is(closing) || f.Is(bpf.DatapathCtFlagsCT_RST):
+			return t.TCPClosing
+		case both:
+			return t.TCPEstablished
+		default:
+			return t.TCPSyn
+		}
+	case protoUDP:
+		if both {
+			return t.UDPStream
+		}
+		return t.UDP
+	default:
+		return t.ICMP
+	}
+}
+
+const (
+	protoTCP = 6
+	protoUDP = 17
+)
