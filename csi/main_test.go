@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package csi_test
+
+import (
+	"os"
+	"testing"
+
+	"github.com/nodeagent/nodeagent/csi/mount/mounttest"
+)
+
+func TestMain(m *testing.M) { os.Exit(mounttest.Main(m)) }
