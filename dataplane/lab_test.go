@@ -18,6 +18,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -38,6 +39,8 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	case "agent":
 		os.Exit(agentMain())
+	case "ask":
+		os.Exit(askMain())
 	default:
 		fmt.Fprintln(os.Stderr, "unknown role")
 		os.Exit(2)
@@ -556,6 +559,45 @@ func plain(a net.Addr) string {
 	return ap.Addr().Unmap().WithZone("").String()
 }
 
+// askAt asks from a process in a cgroup, where the socket programs are. It also
+// returns the peer that the process believes to have.
+func (n netns) askAt(cgroup, network string, to netip.AddrPort) (name, saw, peer string, err error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return "", "", "", err
+	}
+	dir, err := os.Open(cgroup)
+	if err != nil {
+		return "", "", "", err
+	}
+	defer dir.Close()
+	cmd := exec.Command("nsenter", "--net="+n.path, exe, network, to.String())
+	cmd.Env = append(os.Environ(), labEnv+"=ask")
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return "", "", "", fmt.Errorf("%w: %s", err, out)
+	}
+	_, err = fmt.Sscan(string(out), &name, &saw, &peer)
+	return name, saw, peer, err
+}
+
+// askMain is the process of askAt.
+func askMain() int {
+	c, err := net.DialTimeout(os.Args[1], os.Args[2], dialTimeout)
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	name, saw, err := hello(c)
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	fmt.Println(name, saw, c.RemoteAddr())
+	return 0
+}
+
 // ask connects from the namespace and returns the server's first line: its
 // name, and the address it saw.
 func (n netns) ask(network string, to netip.AddrPort) (name, saw string, err error) {
@@ -564,17 +606,23 @@ func (n netns) ask(network string, to netip.AddrPort) (name, saw string, err err
 		if err != nil {
 			return err
 		}
-		defer c.Close()
-		c.SetDeadline(time.Now().Add(dialTimeout)) //nolint:errcheck // a socket has deadlines
-		if _, err := fmt.Fprintln(c, "hello"); err != nil {
-			return err
-		}
-		line, err := bufio.NewReader(c).ReadString('\n')
-		if err != nil {
-			return err
-		}
-		_, err = fmt.Sscan(line, &name, &saw)
+		name, saw, err = hello(c)
 		return err
 	})
+	return name, saw, err
+}
+
+// hello reads the server's first line.
+func hello(c net.Conn) (name, saw string, err error) {
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(dialTimeout)) //nolint:errcheck // a socket has deadlines
+	if _, err := fmt.Fprintln(c, "hello"); err != nil {
+		return "", "", err
+	}
+	line, err := bufio.NewReader(c).ReadString('\n')
+	if err != nil {
+		return "", "", err
+	}
+	_, err = fmt.Sscan(line, &name, &saw)
 	return name, saw, err
 }

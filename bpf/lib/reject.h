@@ -17,8 +17,8 @@
 #include "reason.h"
 
 #define REJECT_TTL    64
-#define REJECT_QUOTE4 (IP4_LEN + 8)	      /* RFC 792: header and 8 bytes */
-#define REJECT_QUOTE6 (IP6_LEN + TCP_LEN + 4) /* of at least 64 bytes */
+#define REJECT_QUOTE4 (IP4_LEN + TCP_LEN)
+#define REJECT_QUOTE6 (IP6_LEN + TCP_LEN)
 
 struct reject4 {
 	struct ip4_hdr ip;
@@ -38,6 +38,17 @@ static __always_inline __sum16 csum_fold(__u64 sum)
 	return (__sum16)~sum;
 }
 
+/* How much is quoted: up to the whole TCP header, in words. */
+static __always_inline __u32 reject_quote(const struct __sk_buff *skb, __u32 most)
+{
+	__u32 len = skb->len - ETH_LEN;
+
+	len = (len > most ? most : len) & ~3U;
+	/* One value for the compiler: the verifier follows the checks on it. */
+	asm volatile("" : "+r"(len));
+	return len;
+}
+
 /* Room for the new headers, and no more quotation than is wanted. */
 static __always_inline int reject_room(struct __sk_buff *skb, __u32 room, __u32 quote)
 {
@@ -51,17 +62,18 @@ static __always_inline int reject_room(struct __sk_buff *skb, __u32 room, __u32 
 static __noinline int reject_ip4(struct __sk_buff *skb, const struct pkt *pkt)
 {
 	struct reject4 h = {};
-	__u8 quote[REJECT_QUOTE4];
+	__u8 quote[REJECT_QUOTE4] = {};
+	__u32 len = reject_quote(skb, REJECT_QUOTE4);
 	__s64 sum;
 
-	if (pkt->l4 != ETH_LEN + IP4_LEN || skb->len < ETH_LEN + REJECT_QUOTE4)
+	if (pkt->l4 != ETH_LEN + IP4_LEN || len < IP4_LEN + UDP_LEN || len > REJECT_QUOTE4)
 		return -DROP_NO_REJECT;
-	if (reject_room(skb, sizeof(h), REJECT_QUOTE4))
+	if (reject_room(skb, sizeof(h), len))
 		return -DROP_NO_REJECT;
-	if (bpf_skb_load_bytes(skb, ETH_LEN + sizeof(h), quote, sizeof(quote)))
+	if (bpf_skb_load_bytes(skb, ETH_LEN + sizeof(h), quote, len))
 		return -DROP_NO_REJECT;
 	h.ip.ver_ihl = 0x45;
-	h.ip.len = bpf_htons(sizeof(h) + REJECT_QUOTE4);
+	h.ip.len = bpf_htons((__u16)(sizeof(h) + len));
 	h.ip.ttl = REJECT_TTL;
 	h.ip.proto = PROTO_ICMP;
 	h.ip.src = addr_to4(&pkt->t.dst);
@@ -79,20 +91,15 @@ static __noinline int reject_ip4(struct __sk_buff *skb, const struct pkt *pkt)
 static __noinline int reject_ip6(struct __sk_buff *skb, const struct pkt *pkt)
 {
 	struct reject6 h = {};
-	__u8 quote[REJECT_QUOTE6];
+	__u8 quote[REJECT_QUOTE6] = {};
+	__u32 len = reject_quote(skb, REJECT_QUOTE6);
 	__be32 pseudo[2];
-	__u32 len = skb->len - ETH_LEN;
 	__s64 sum;
 
-	/* UDP may be shorter than the longest quotation. */
-	if (len > REJECT_QUOTE6)
-		len = REJECT_QUOTE6;
-	len &= ~3U;
 	if (len < IP6_LEN + UDP_LEN || len > REJECT_QUOTE6)
 		return -DROP_NO_REJECT;
 	if (reject_room(skb, sizeof(h), len))
 		return -DROP_NO_REJECT;
-	__builtin_memset(quote, 0, sizeof(quote));
 	if (bpf_skb_load_bytes(skb, ETH_LEN + sizeof(h), quote, len))
 		return -DROP_NO_REJECT;
 	h.ip.flow = bpf_htonl(6U << 28);

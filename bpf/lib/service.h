@@ -124,8 +124,8 @@ static __always_inline struct svc_value *svc_at(const struct addr *a, __be16 por
 }
 
 /* The same port at every address of the node. */
-static __always_inline struct svc_value *svc_at_node(const struct addr *a, __be16 port,
-						     __u8 proto, __u8 scope)
+static __always_inline struct svc_value *svc_at_node(const struct addr *a, __be16 port, __u8 proto,
+						     __u8 scope)
 {
 	struct addr any = {};
 
