@@ -15,6 +15,7 @@ import (
 	"github.com/nodeagent/nodeagent/cri/image"
 	"github.com/nodeagent/nodeagent/cri/sandbox"
 	"github.com/nodeagent/nodeagent/cri/spec"
+	"github.com/nodeagent/nodeagent/cri/stats"
 	"github.com/nodeagent/nodeagent/cri/stream"
 )
 
@@ -34,11 +35,12 @@ type Config struct {
 	DefaultHandler string `yaml:"defaultHandler"`
 	// Handlers are the runtime handlers by name.
 	Handlers map[string]Handler `yaml:"handlers"`
-	// Sandbox, Container, Image and Stream are the rooms' own settings.
+	// Sandbox, Container, Image, Stream and Stats are the rooms' own settings.
 	Sandbox   sandbox.Config   `yaml:"sandbox"`
 	Container container.Config `yaml:"container"`
 	Image     image.Config     `yaml:"image"`
 	Stream    stream.Config    `yaml:"stream"`
+	Stats     stats.Config     `yaml:"stats"`
 }
 
 // Handler is one way to run containers.
@@ -73,6 +75,7 @@ func Default() Config {
 		Container:      container.Default(),
 		Image:          image.Default(),
 		Stream:         stream.Default(),
+		Stats:          stats.Default(),
 	}
 }
 
@@ -101,7 +104,8 @@ func (c Config) Validate() error {
 		}
 	}
 	errs = append(errs, within("sandbox", c.Sandbox.Validate()), within("container", c.Container.Validate()),
-		within("image", c.Image.Validate()), within("stream", c.Stream.Validate()))
+		within("image", c.Image.Validate()), within("stream", c.Stream.Validate()),
+		within("stats", c.Stats.Validate()))
 	return errors.Join(errs...)
 }
 

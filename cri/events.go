@@ -106,6 +106,7 @@ func (s *Server) GetContainerEvents(_ *runtimeapi.GetEventsRequest, out grpc.Ser
 
 // sandboxChanged is called by the sandbox room after each change.
 func (s *Server) sandboxChanged(sb *store.Sandbox, kind runtimeapi.ContainerEventType) {
+	s.forget(sb.ID, kind)
 	if s.events.wanted() {
 		s.events.send(s.event(sb.ID, sb, kind))
 	}
@@ -113,6 +114,7 @@ func (s *Server) sandboxChanged(sb *store.Sandbox, kind runtimeapi.ContainerEven
 
 // containerChanged is called by the container room after each change.
 func (s *Server) containerChanged(c *store.Container, kind runtimeapi.ContainerEventType) {
+	s.forget(c.ID, kind)
 	if !s.events.wanted() {
 		return
 	}
@@ -122,6 +124,13 @@ func (s *Server) containerChanged(c *store.Container, kind runtimeapi.ContainerE
 		sb.Config.M = &runtimeapi.PodSandboxConfig{}
 	}
 	s.events.send(s.event(c.ID, sb, kind))
+}
+
+// forget closes the counters of what does not run any more.
+func (s *Server) forget(id string, kind runtimeapi.ContainerEventType) {
+	if kind == runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT || kind == runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT {
+		s.stats.Forget(id)
+	}
 }
 
 func (s *Server) event(id string, sb *store.Sandbox, kind runtimeapi.ContainerEventType) *runtimeapi.ContainerEventResponse {

@@ -12,8 +12,8 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/nodeagent/nodeagent/cri/container"
 	"github.com/nodeagent/nodeagent/cri/containerd"
+	"github.com/nodeagent/nodeagent/cri/sandbox"
 )
 
 // handlers are the configured runtime handlers with what is known of each.
@@ -22,13 +22,13 @@ type handlers struct {
 
 	// mu guards known.
 	mu    sync.RWMutex
-	known map[string]container.Handler
+	known map[string]sandbox.Handler
 }
 
 func newHandlers(cfg Config) *handlers {
-	h := &handlers{cfg: cfg, known: map[string]container.Handler{}}
+	h := &handlers{cfg: cfg, known: map[string]sandbox.Handler{}}
 	for name, c := range cfg.Handlers {
-		h.known[name] = container.Handler{
+		h.known[name] = sandbox.Handler{
 			Runtime: c.runtime(cfg.CgroupDriver), Snapshotter: c.Snapshotter, Spec: c.specHandler(name),
 		}
 	}
@@ -36,7 +36,7 @@ func newHandlers(cfg Config) *handlers {
 }
 
 // get finds a handler; "" is the default one.
-func (h *handlers) get(name string) (container.Handler, error) {
+func (h *handlers) get(name string) (sandbox.Handler, error) {
 	if name == "" {
 		name = h.cfg.DefaultHandler
 	}
@@ -44,14 +44,9 @@ func (h *handlers) get(name string) (container.Handler, error) {
 	defer h.mu.RUnlock()
 	k, ok := h.known[name]
 	if !ok {
-		return container.Handler{}, fmt.Errorf("runtime_handler %q is not configured: %w", name, errdefs.ErrInvalidArgument)
+		return sandbox.Handler{}, fmt.Errorf("runtime_handler %q is not configured: %w", name, errdefs.ErrInvalidArgument)
 	}
 	return k, nil
-}
-
-func (h *handlers) check(name string) error {
-	_, err := h.get(name)
-	return err
 }
 
 // probe asks each handler's OCI runtime what it can do. A handler that does not
@@ -88,7 +83,7 @@ func (h *handlers) probe(ctx context.Context, c *containerd.Client) error {
 func (h *handlers) cri() []*runtimeapi.RuntimeHandler {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
-	one := func(name string, k container.Handler) *runtimeapi.RuntimeHandler {
+	one := func(name string, k sandbox.Handler) *runtimeapi.RuntimeHandler {
 		return &runtimeapi.RuntimeHandler{Name: name, Features: &runtimeapi.RuntimeHandlerFeatures{
 			RecursiveReadOnlyMounts: k.Spec.RecursiveReadOnlyMounts,
 			UserNamespaces:          k.Spec.UserNamespaces && k.Spec.IDMapMounts,

@@ -129,3 +129,25 @@ func TestRootExecSync(t *testing.T) {
 		t.Errorf("%v", resp)
 	}
 }
+
+func TestRootSharedProcessNamespace(t *testing.T) {
+	r := newRig(t)
+	pod := r.pod("shared")
+	pod.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+	sb := r.runPod(pod)
+	inPod := func(c *runtimeapi.ContainerConfig) {
+		c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+	}
+	cfg := r.shell("other", "sleep 4321")
+	inPod(cfg)
+	r.run(sb, pod, cfg)
+	// An orphan is adopted and reaped by the first process.
+	out := r.sh(sb, pod, "look", "(sleep 0 & ) ; ps; while ps | grep -q '[[]sleep]'; do sleep 0.05; done", inPod)
+	if !strings.Contains(out, "sleep 4321") || !strings.Contains(out, "podinit") {
+		t.Errorf("processes seen: %s", out)
+	}
+	st, err := r.rt.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: sb})
+	if err != nil {
+		t.Fatal(st, err)
+	}
+}

@@ -119,6 +119,7 @@ func newRig(t *testing.T) *rig {
 	r.cfg = cri.Default()
 	r.cfg.Socket = filepath.Join(d.Dir, "cri.sock")
 	r.cfg.Sandbox.StateDir = filepath.Join(d.Dir, "na")
+	r.cfg.Sandbox.RootDir = filepath.Join(d.Dir, "lib")
 	r.cfg.Container.RootDir = filepath.Join(d.Dir, "ctr")
 	r.cfg.Image.StateDir = filepath.Join(d.Dir, "img")
 	r.cfg.Handlers["other"] = r.cfg.Handlers["runc"]

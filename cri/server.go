@@ -34,6 +34,7 @@ import (
 	"github.com/nodeagent/nodeagent/cri/image"
 	"github.com/nodeagent/nodeagent/cri/sandbox"
 	"github.com/nodeagent/nodeagent/cri/spec"
+	"github.com/nodeagent/nodeagent/cri/stats"
 	"github.com/nodeagent/nodeagent/cri/store"
 	"github.com/nodeagent/nodeagent/cri/stream"
 )
@@ -72,6 +73,7 @@ type Server struct {
 	containers *container.Manager
 	images     *image.Service
 	streams    *stream.Server
+	stats      *stats.Collector
 	handlers   *handlers
 	events     *events
 	metrics    *metrics
@@ -110,25 +112,29 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("probe the machine: %w", err)
 	}
+	common := spec.Input{Host: host, Policy: deps.Policy, System: spec.NewSystem(), CDI: deps.CDI}
 	s.containers, err = container.New(ctx, cfg.Container, container.Deps{
 		Store: s.store, Containerd: deps.Containerd, Images: imageFinder{s.images, deps.Containerd},
 		Streams:    container.FIFOs{Control: deps.Containerd, MaxLogSize: cfg.Container.MaxLogSize},
 		SandboxDir: func(id string) sandbox.Dir { return s.sandboxes.Dir(id) },
 		Handler:    s.handlers.get,
-		Spec:       spec.Input{Host: host, Policy: deps.Policy, System: spec.NewSystem(), CDI: deps.CDI},
+		Spec:       common,
 		Notify:     s.containerChanged, Log: deps.Log,
 	})
 	if err != nil {
 		return nil, err
 	}
-	s.sandboxes, err = sandbox.New(cfg.Sandbox, sandbox.Deps{
-		Store: s.store, Network: deps.Network, Containers: s.containers,
-		Handler: s.handlers.check, Notify: s.sandboxChanged, Log: deps.Log,
+	s.sandboxes, err = sandbox.New(ctx, cfg.Sandbox, sandbox.Deps{
+		Store: s.store, Network: deps.Network, Containers: s.containers, Containerd: deps.Containerd,
+		Handler: s.handlers.get, Spec: common, Notify: s.sandboxChanged, Log: deps.Log,
 	})
 	if err != nil {
 		return nil, err
 	}
-	s.streams, err = stream.New(cfg.Stream, s.containers.Runtime())
+	if s.streams, err = stream.New(cfg.Stream, s.containers.Runtime()); err != nil {
+		return nil, err
+	}
+	s.stats, err = stats.New(cfg.Stats, nil)
 	return s, err
 }
 
@@ -139,6 +145,9 @@ func (s *Server) Start(ctx context.Context) error {
 		return err
 	}
 	if err := s.streams.Start(ctx); err != nil {
+		return err
+	}
+	if err := s.stats.Start(ctx); err != nil {
 		return err
 	}
 	ln, err := listen(ctx, s.cfg.Socket)
@@ -257,7 +266,7 @@ func (s *Server) Stop(ctx context.Context) error {
 		<-stopped
 	}
 	s.background.Wait()
-	return errors.Join(err, s.images.Stop(ctx))
+	return errors.Join(err, s.images.Stop(ctx), s.stats.Stop(ctx))
 }
 
 // stopPatience is how long calls may take to notice that the daemon stops.

@@ -94,13 +94,6 @@ type Images interface {
 	Unpack(ctx context.Context, i Image, snapshotter string) error
 }
 
-// Handler is how a runtime handler runs containers.
-type Handler struct {
-	Runtime     containerd.Runtime
-	Snapshotter string
-	Spec        spec.Handler
-}
-
 // Deps are what the container room needs of others.
 type Deps struct {
 	Store      *store.Store
@@ -110,7 +103,7 @@ type Deps struct {
 	// SandboxDir is the directory of a sandbox's files.
 	SandboxDir func(id string) sandbox.Dir
 	// Handler finds a runtime handler; "" is the default one.
-	Handler func(name string) (Handler, error)
+	Handler func(name string) (sandbox.Handler, error)
 	// Spec holds what is the same for all containers: Host, Policy, System and CDI.
 	Spec spec.Input
 	// Notify is told of each change of a container's state; it must not block.

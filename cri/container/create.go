@@ -18,6 +18,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/nodeagent/nodeagent/cri/containerd"
+	"github.com/nodeagent/nodeagent/cri/sandbox"
 	"github.com/nodeagent/nodeagent/cri/spec"
 	"github.com/nodeagent/nodeagent/cri/steps"
 	"github.com/nodeagent/nodeagent/cri/store"
@@ -117,7 +118,7 @@ type building struct {
 	c       *store.Container
 	sb      *store.Sandbox
 	image   Image
-	handler Handler
+	handler sandbox.Handler
 }
 
 // prepare finds everything the container is made from and changes nothing.

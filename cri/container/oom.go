@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -14,9 +15,9 @@ import (
 // cgroupRoot is where the hierarchies are mounted.
 const cgroupRoot = "/sys/fs/cgroup"
 
-// memoryCgroup returns the directory of the process's memory cgroup, "" when
-// it cannot be told.
-func memoryCgroup(pid uint32) string {
+// cgroupOf returns the path of the process's cgroup, of its memory cgroup where
+// each controller has a tree of its own; "" when it cannot be told.
+func cgroupOf(pid uint32) string {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	if err != nil {
 		return ""
@@ -27,13 +28,11 @@ func memoryCgroup(pid uint32) string {
 		if len(f) != 3 {
 			continue
 		}
-		for ctl := range strings.SplitSeq(f[1], ",") {
-			if ctl == "memory" {
-				return filepath.Join(cgroupRoot, "memory", f[2])
-			}
+		if slices.Contains(strings.Split(f[1], ","), "memory") {
+			return f[2]
 		}
 		if f[0] == "0" {
-			unified = filepath.Join(cgroupRoot, f[2])
+			unified = f[2]
 		}
 	}
 	return unified
@@ -42,12 +41,15 @@ func memoryCgroup(pid uint32) string {
 // oomKilled tells whether the kernel killed a process of the cgroup for want
 // of memory. The counter is read rather than an event awaited: it cannot come
 // too late.
-func oomKilled(dir string) bool {
-	if dir == "" {
+func oomKilled(cgroup string) bool {
+	if cgroup == "" {
 		return false
 	}
-	for _, name := range []string{"memory.events", "memory.oom_control"} { // v2, v1
-		b, err := os.ReadFile(filepath.Join(dir, name))
+	for _, file := range []string{
+		filepath.Join(cgroupRoot, cgroup, "memory.events"),                // v2
+		filepath.Join(cgroupRoot, "memory", cgroup, "memory.oom_control"), // v1
+	} {
+		b, err := os.ReadFile(file)
 		if err != nil {
 			continue
 		}

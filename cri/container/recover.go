@@ -64,7 +64,7 @@ func (m *Manager) recoverOne(ctx context.Context, c *store.Container, t containe
 			return m.killTask(ctx, c.ID) // its start was cut short, and never answered
 		}
 		if _, err := m.deps.Store.Containers.Update(c.ID, func(c *store.Container) error {
-			c.State, c.StartedAt, c.PID, c.CgroupDir = store.ContainerRunning, time.Now().UnixNano(), t.PID, memoryCgroup(t.PID)
+			c.State, c.StartedAt, c.PID, c.Cgroup = store.ContainerRunning, time.Now().UnixNano(), t.PID, cgroupOf(t.PID)
 			return nil
 		}); err != nil {
 			return err

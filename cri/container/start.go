@@ -86,12 +86,12 @@ func (m *Manager) run(ctx context.Context, c *store.Container) (*life, error) {
 	if err := s.Connected(); err != nil {
 		return l, fmt.Errorf("hand over streams of container %s: %w", c.ID, err)
 	}
-	dir := memoryCgroup(pid)
+	cgroup := cgroupOf(pid)
 	if _, err := m.deps.Containerd.StartProcess(ctx, containerd.Process{ContainerID: c.ID}); err != nil {
 		return l, err
 	}
 	running, err := m.deps.Store.Containers.Update(c.ID, func(c *store.Container) error {
-		c.State, c.StartedAt, c.PID, c.CgroupDir = store.ContainerRunning, time.Now().UnixNano(), pid, dir
+		c.State, c.StartedAt, c.PID, c.Cgroup = store.ContainerRunning, time.Now().UnixNano(), pid, cgroup
 		return nil
 	})
 	if err != nil {

@@ -74,7 +74,7 @@ func (m *Manager) exited(ctx context.Context, l *life, exit containerd.Exit) err
 		m.end(l)
 		return nil
 	}
-	oom := oomKilled(c.CgroupDir) // the cgroup goes with the task
+	oom := oomKilled(c.Cgroup) // the cgroup goes with the task
 	last, err := m.deps.Containerd.DeleteTask(ctx, l.id)
 	switch {
 	case err == nil && exit.Code == store.ExitUnknown:

@@ -159,21 +159,27 @@ func pin(dir string, flags int, proc string) error {
 		if flags&k.flag == 0 {
 			continue
 		}
-		dst := filepath.Join(dir, k.name)
-		if err := unpin(dst); err != nil {
+		if err := pinFile(filepath.Join("/proc", proc, "ns", k.name), filepath.Join(dir, k.name)); err != nil {
 			return err
 		}
-		f, err := os.OpenFile(dst, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o400)
-		if err != nil {
-			return fmt.Errorf("make pin of namespace: %w", err)
-		}
-		if err := f.Close(); err != nil {
-			return fmt.Errorf("make pin of namespace: %w", err)
-		}
-		src := filepath.Join("/proc", proc, "ns", k.name)
-		if err := unix.Mount(src, dst, "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("pin %s namespace at %s: %w", k.name, dst, err)
-		}
+	}
+	return nil
+}
+
+// pinFile binds the namespace src to the file dst.
+func pinFile(src, dst string) error {
+	if err := unpin(dst); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(dst, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o400)
+	if err != nil {
+		return fmt.Errorf("make pin of namespace: %w", err)
+	}
+	if err := f.Close(); err != nil {
+		return fmt.Errorf("make pin of namespace: %w", err)
+	}
+	if err := unix.Mount(src, dst, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("pin namespace %s at %s: %w", src, dst, err)
 	}
 	return nil
 }
@@ -233,7 +239,7 @@ func pinned(path string) bool {
 
 // checkNamespaces fails when a recorded namespace is gone, as after a reboot.
 func checkNamespaces(n store.Namespaces) error {
-	for _, p := range []string{n.Net, n.IPC, n.UTS, n.User} {
+	for _, p := range []string{n.Net, n.IPC, n.UTS, n.User, n.PID} {
 		if p != "" && !pinned(p) {
 			return fmt.Errorf("namespace %s: %w", p, errdefs.ErrNotFound)
 		}

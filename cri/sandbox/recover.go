@@ -21,7 +21,7 @@ import (
 // containers' recovery. What fails is reported and retried by the kubelet's
 // stop; it does not keep the daemon from serving the other pods.
 func (m *Manager) Recover(ctx context.Context) error {
-	var errs []error
+	errs := []error{m.recoverProcesses(ctx)}
 	for _, sb := range m.deps.Store.Sandboxes.Select(nil) {
 		switch sb.State {
 		case store.SandboxCreating:

@@ -41,7 +41,7 @@ func (m *Manager) Run(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, han
 	if err := validate(cfg); err != nil {
 		return "", err
 	}
-	if err := m.deps.Handler(handler); err != nil {
+	if _, err := m.deps.Handler(handler); err != nil {
 		return "", err
 	}
 	req := request{cfg: cfg, handler: handler}
@@ -75,9 +75,6 @@ func (m *Manager) run(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, han
 	}
 	sb.Config.M = cfg
 	sb.Process = sb.NamespaceOptions().GetPid() == runtimeapi.NamespaceMode_POD
-	if sb.Process && m.deps.Process == nil {
-		return "", fmt.Errorf("a shared process namespace needs a sandbox process: %w", errdefs.ErrFailedPrecondition)
-	}
 	if _, err := networkRequest(sb); err != nil {
 		return "", err
 	}
@@ -87,6 +84,9 @@ func (m *Manager) run(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, han
 	build := &building{m: m, sb: sb, flags: flags}
 	err := steps.Run(ctx, build.table())
 	if err == nil {
+		if build.sb.Process {
+			m.followProcess(id)
+		}
 		m.deps.Notify(build.sb, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
 		m.deps.Notify(build.sb, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
 		return id, nil
@@ -141,7 +141,7 @@ func (b *building) table() []steps.Step {
 	}
 	if b.sb.Process {
 		t = append(t, steps.Step{Name: "start process", Do: b.startProcess, Undo: func(ctx context.Context) error {
-			return m.deps.Process.Remove(ctx, id)
+			return m.removeProcess(ctx, id)
 		}})
 	}
 	return append(t, steps.Step{Name: "commit", Do: b.commit})
@@ -216,11 +216,6 @@ func (b *building) attachNetwork(ctx context.Context) error {
 		b.addrs = append(b.addrs, p.Addr())
 	}
 	return nil
-}
-
-func (b *building) startProcess(ctx context.Context) (err error) {
-	b.pidns, err = b.m.deps.Process.Start(ctx, b.sb)
-	return err
 }
 
 func (b *building) commit(context.Context) (err error) {

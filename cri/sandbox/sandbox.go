@@ -18,11 +18,14 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/nodeagent/nodeagent/cri/containerd"
 	"github.com/nodeagent/nodeagent/cri/flight"
+	"github.com/nodeagent/nodeagent/cri/spec"
 	"github.com/nodeagent/nodeagent/cri/store"
 )
 
@@ -30,6 +33,8 @@ import (
 type Config struct {
 	// StateDir holds ns/<id>/ and sandboxes/<id>/; it lies on a tmpfs.
 	StateDir string `yaml:"stateDir"`
+	// RootDir holds the root of sandbox processes; programs must be allowed to run there.
+	RootDir string `yaml:"rootDir"`
 	// ShmSize is the size of a pod's /dev/shm in bytes.
 	ShmSize int64 `yaml:"shmSize"`
 	// Sysctls are set in every pod network that is not the host's, before the pod's own.
@@ -43,6 +48,7 @@ type Config struct {
 func Default() Config {
 	return Config{
 		StateDir: "/run/nodeagent",
+		RootDir:  "/var/lib/nodeagent",
 		ShmSize:  64 << 20,
 		Sysctls: map[string]string{
 			"net.ipv4.ip_unprivileged_port_start": "0",
@@ -55,8 +61,10 @@ func Default() Config {
 // Validate reports all faults at once.
 func (c Config) Validate() error {
 	var errs []error
-	if !filepath.IsAbs(c.StateDir) {
-		errs = append(errs, fmt.Errorf("stateDir: %q is not an absolute path", c.StateDir))
+	for _, d := range []struct{ name, path string }{{"stateDir", c.StateDir}, {"rootDir", c.RootDir}} {
+		if !filepath.IsAbs(d.path) {
+			errs = append(errs, fmt.Errorf("%s: %q is not an absolute path", d.name, d.path))
+		}
 	}
 	if c.ShmSize <= 0 {
 		errs = append(errs, fmt.Errorf("shmSize: %d is not positive", c.ShmSize))
@@ -80,23 +88,17 @@ type Containers interface {
 	RemoveAll(ctx context.Context, sandboxID string) error
 }
 
-// Process makes the process of those sandboxes that have one.
-type Process interface {
-	// Start makes and starts the process and returns the path of its PID namespace.
-	Start(ctx context.Context, sb *store.Sandbox) (pidNamespace string, err error)
-	// Remove ends and removes the process; the absent is removed already.
-	Remove(ctx context.Context, sandboxID string) error
-}
-
 // Deps are what the sandbox room needs of others.
 type Deps struct {
 	Store      *store.Store
 	Network    Network
 	Containers Containers
-	// Process may be nil; then pods cannot share their process namespace.
-	Process Process
-	// Handler checks a runtime handler's name.
-	Handler func(name string) error
+	// Containerd runs the process of those sandboxes that have one.
+	Containerd *containerd.Client
+	// Handler finds a runtime handler; "" is the default one.
+	Handler func(name string) (Handler, error)
+	// Spec holds what is the same for all processes: Host, Policy and System.
+	Spec spec.Input
 	// Notify is told of each change of a sandbox's state; it must not block.
 	Notify func(sb *store.Sandbox, kind runtimeapi.ContainerEventType)
 	Log    *slog.Logger
@@ -110,25 +112,37 @@ type Manager struct {
 	runs  *flight.Group[string]
 	ends  *flight.Group[struct{}]
 	locks *flight.Locks
+
+	// background runs what outlives a call, under a context that ends with Close.
+	background func(fn func(ctx context.Context))
+	cancel     context.CancelFunc
+	running    sync.WaitGroup
 }
 
-// New makes a manager; Recover has to run before its first call.
-func New(cfg Config, deps Deps) (*Manager, error) {
+// New makes a manager; ctx carries values only, Close ends what it starts.
+// Recover has to run before its first call.
+func New(ctx context.Context, cfg Config, deps Deps) (*Manager, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Manager{
+	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	m := &Manager{
 		cfg: cfg, deps: deps,
-		runs:  flight.NewGroup[string](cfg.CallTimeout),
-		ends:  flight.NewGroup[struct{}](cfg.CallTimeout),
-		locks: flight.NewLocks(),
-	}, nil
+		runs:   flight.NewGroup[string](cfg.CallTimeout),
+		ends:   flight.NewGroup[struct{}](cfg.CallTimeout),
+		locks:  flight.NewLocks(),
+		cancel: cancel,
+	}
+	m.background = func(fn func(ctx context.Context)) { m.running.Go(func() { fn(base) }) }
+	return m, nil
 }
 
 // Close cancels the calls that run, which undo what they did, and waits.
 func (m *Manager) Close() {
 	m.runs.Close()
 	m.ends.Close()
+	m.cancel()
+	m.running.Wait()
 }
 
 // Dir is the directory of a sandbox.

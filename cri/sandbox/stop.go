@@ -85,7 +85,7 @@ func (m *Manager) stop(ctx context.Context, sb *store.Sandbox) error {
 	}
 	var errs []error
 	if sb.Process {
-		errs = append(errs, m.deps.Process.Remove(ctx, sb.ID))
+		errs = append(errs, m.removeProcess(ctx, sb.ID))
 	}
 	if sb.NetworkUp {
 		errs = append(errs, m.detach(ctx, sb.ID))

@@ -68,8 +68,9 @@ type Container struct {
 	LogPath string `json:"logPath,omitempty"`
 	// CgroupsPath is the path below each hierarchy's root, or slice:prefix:name with systemd.
 	CgroupsPath string `json:"cgroupsPath,omitempty"`
-	// CgroupDir is the directory of the container's memory cgroup while it runs.
-	CgroupDir string `json:"cgroupDir,omitempty"`
+	// Cgroup is the container's path below each hierarchy's root, as it is in
+	// /proc/<pid>/cgroup; known once it has started.
+	Cgroup string `json:"cgroup,omitempty"`
 	// StopSignal is a name such as SIGTERM.
 	StopSignal string `json:"stopSignal,omitempty"`
 	// Stdin means that the task was made with an open standard input.
