@@ -39,17 +39,34 @@ const maxCall = 4 << 20
 // The body of a success is what the program prints; that of a failure is an
 // error as CNI has it.
 func CNIRoutes(network PodNetwork, log *slog.Logger) map[string]http.Handler {
-	h := cniHandler{network}
+	h := cniHandler{network, log}
 	routes := map[string]http.Handler{}
-	for verb, f := range map[string]func(context.Context, cniCall) (types.Result, error){
-		shim.Add: h.add, shim.Del: h.del, shim.Check: h.check, shim.GC: h.collect, shim.Status: h.status,
-	} {
-		routes["POST "+shim.Call{Verb: verb}.Path()] = serveCNI(verb, f, log)
+	for _, verb := range []string{shim.Add, shim.Del, shim.Check, shim.GC, shim.Status} {
+		routes["POST "+shim.Call{Verb: verb}.Path()] = h.serve(verb)
 	}
 	return routes
 }
 
-type cniHandler struct{ network PodNetwork }
+// CNICall does calls of our plugin in this process, for chains of plugins that
+// the CRI runs itself. It returns what the program would print.
+func CNICall(network PodNetwork, log *slog.Logger) func(context.Context, shim.Call) ([]byte, error) {
+	h := cniHandler{network, log}
+	return func(ctx context.Context, c shim.Call) ([]byte, error) {
+		call, err := parseConf(c)
+		if err == nil {
+			var body []byte
+			if body, err = h.do(ctx, call); err == nil {
+				return body, nil
+			}
+		}
+		return nil, h.fail(ctx, call, err)
+	}
+}
+
+type cniHandler struct {
+	network PodNetwork
+	log     *slog.Logger
+}
 
 // cniCall is one call with its network configuration read.
 type cniCall struct {
@@ -57,27 +74,48 @@ type cniCall struct {
 	conf cniConf
 }
 
-func serveCNI(verb string, f func(context.Context, cniCall) (types.Result, error), log *slog.Logger) http.Handler {
+func (h cniHandler) serve(verb string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		call, err := readCNI(verb, http.MaxBytesReader(w, r.Body, maxCall))
-		var result types.Result
-		if err == nil {
-			result, err = f(r.Context(), call)
-		}
 		var body []byte
 		if err == nil {
-			body, err = encodeCNI(result, call.conf.CNIVersion)
+			body, err = h.do(r.Context(), call)
 		}
 		w.Header().Set("Content-Type", "application/json")
 		if err != nil {
-			e := cniError(verb, err)
-			e.CNIVersion = call.conf.CNIVersion
-			log.WarnContext(r.Context(), "cni call failed", "verb", verb, "container", call.ContainerID, "code", e.Code, "err", err)
-			body, _ = json.Marshal(e) // a struct of strings cannot fail
+			call.Verb = verb
+			body, _ = json.Marshal(h.fail(r.Context(), call, err)) // a struct of strings cannot fail
 			w.WriteHeader(http.StatusUnprocessableEntity)
 		}
 		_, _ = w.Write(body)
 	})
+}
+
+// fail logs an error and makes it one of CNI.
+func (h cniHandler) fail(ctx context.Context, call cniCall, err error) *shim.Error {
+	e := cniError(call.Verb, err)
+	e.CNIVersion = call.conf.CNIVersion
+	h.log.WarnContext(ctx, "cni call failed", "verb", call.Verb, "container", call.ContainerID, "code", e.Code, "err", err)
+	return e
+}
+
+// do does one call and returns what the program prints.
+func (h cniHandler) do(ctx context.Context, call cniCall) ([]byte, error) {
+	switch call.Verb {
+	case shim.Add:
+		return h.add(ctx, call)
+	case shim.Del:
+		return nil, h.network.Detach(ctx, call.key())
+	case shim.Check:
+		return nil, h.check(ctx, call)
+	case shim.GC:
+		return nil, h.collect(ctx, call)
+	case shim.Status:
+		// Also when every address is in use, as the specification has it (section
+		// STATUS: "if those resources are exhausted").
+		return nil, errors.Join(h.network.Status(ctx), h.network.Capacity())
+	}
+	return nil, &shim.Error{Code: shim.CodeEnvironment, Msg: "unknown verb " + call.Verb}
 }
 
 func readCNI(verb string, body io.Reader) (cniCall, error) {
@@ -92,18 +130,19 @@ func readCNI(verb string, body io.Reader) (cniCall, error) {
 	if call.Verb != verb {
 		return call, &shim.Error{Code: shim.CodeDecode, Msg: fmt.Sprintf("a call of %s was sent to %s", call.Verb, verb)}
 	}
+	return parseConf(call.Call)
+}
+
+func parseConf(c shim.Call) (cniCall, error) {
+	call := cniCall{Call: c}
 	if err := json.Unmarshal(call.Config, &call.conf); err != nil {
 		return call, &shim.Error{Code: shim.CodeDecode, Msg: "the network configuration cannot be read", Details: err.Error()}
 	}
 	return call, nil
 }
 
-// encodeCNI returns the result in the version of the configuration; a verb
-// without a result prints nothing.
+// encodeCNI returns the result in the version of the configuration.
 func encodeCNI(result types.Result, version string) ([]byte, error) {
-	if result == nil {
-		return nil, nil
-	}
 	converted, err := result.GetAsVersion(version)
 	if err != nil {
 		return nil, &shim.Error{Code: shim.CodeVersion, Msg: "the result has no form in CNI version " + version, Details: err.Error()}
@@ -111,7 +150,7 @@ func encodeCNI(result types.Result, version string) ([]byte, error) {
 	return json.MarshalIndent(converted, "", "    ")
 }
 
-func (h cniHandler) add(ctx context.Context, call cniCall) (types.Result, error) {
+func (h cniHandler) add(ctx context.Context, call cniCall) ([]byte, error) {
 	req, err := call.request()
 	if err != nil {
 		return nil, err
@@ -124,40 +163,30 @@ func (h cniHandler) add(ctx context.Context, call cniCall) (types.Result, error)
 	if err != nil {
 		return nil, err
 	}
-	return appendResult(prev, res, call.conf.dns()), nil
+	return encodeCNI(appendResult(prev, res, call.conf.dns()), call.conf.CNIVersion)
 }
 
-func (h cniHandler) del(ctx context.Context, call cniCall) (types.Result, error) {
-	return nil, h.network.Detach(ctx, call.key())
-}
-
-func (h cniHandler) check(ctx context.Context, call cniCall) (types.Result, error) {
+func (h cniHandler) check(ctx context.Context, call cniCall) error {
 	prev, err := call.conf.prevResult()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if prev == nil {
-		return nil, &shim.Error{Code: shim.CodeConfig, Msg: "CHECK needs prevResult in the network configuration"}
+		return &shim.Error{Code: shim.CodeConfig, Msg: "CHECK needs prevResult in the network configuration"}
 	}
 	addrs, err := addrsOf(prev, call.IfName, call.NetNS)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return nil, h.network.Check(ctx, cni.Request{Key: call.key(), NetNS: call.NetNS, Addrs: addrs})
+	return h.network.Check(ctx, cni.Request{Key: call.key(), NetNS: call.NetNS, Addrs: addrs})
 }
 
-func (h cniHandler) collect(ctx context.Context, call cniCall) (types.Result, error) {
+func (h cniHandler) collect(ctx context.Context, call cniCall) error {
 	valid, err := call.conf.validAttachments()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return nil, h.network.Collect(ctx, call.conf.Name, valid)
-}
-
-// status also fails when every address is in use, as the specification has it
-// (section STATUS: "if those resources are exhausted").
-func (h cniHandler) status(ctx context.Context, _ cniCall) (types.Result, error) {
-	return nil, errors.Join(h.network.Status(ctx), h.network.Capacity())
+	return h.network.Collect(ctx, call.conf.Name, valid)
 }
 
 // appendResult adds an attachment to what plugins before this one in a chain

@@ -88,6 +88,17 @@ type Request struct {
 	Addrs []netip.Addr `json:"addrs,omitempty"`
 	// MAC asks for this hardware address inside the pod; nil means: choose one.
 	MAC net.HardwareAddr `json:"mac,omitempty"`
+	// DNS and CgroupPath are passed to the plugins of foreign networks that
+	// declare them; our own network has no use for them.
+	DNS        DNS    `json:"dns,omitzero"`
+	CgroupPath string `json:"cgroupPath,omitempty"`
+}
+
+// DNS is a pod's resolver configuration.
+type DNS struct {
+	Servers  []string `json:"servers,omitempty"`
+	Searches []string `json:"searches,omitempty"`
+	Options  []string `json:"options,omitempty"`
 }
 
 // Result describes an attachment that is in place.

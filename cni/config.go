@@ -9,7 +9,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nodeagent/nodeagent/cni/conflist"
 	"github.com/nodeagent/nodeagent/cni/ipam"
+	"github.com/nodeagent/nodeagent/cni/shim"
 )
 
 // Config of the pod network.
@@ -34,6 +36,8 @@ type Config struct {
 	LinkPrefix string `yaml:"linkPrefix"`
 	// QueueDir keeps the deletes of the CNI program while the daemon is away.
 	QueueDir string `yaml:"queueDir"`
+	// Conflist is the file by which other runtimes find this network.
+	Conflist conflist.Config `yaml:"conflist"`
 }
 
 // Pool is a named range of addresses.
@@ -50,7 +54,8 @@ func Default() Config {
 		Quarantine:        30 * time.Second,
 		ReconcileInterval: time.Minute,
 		LinkPrefix:        "nap",
-		QueueDir:          "/run/nodeagent/cni-queue",
+		QueueDir:          shim.DefaultQueue,
+		Conflist:          conflist.Default(),
 	}
 }
 
@@ -77,7 +82,24 @@ func (c Config) Validate() error {
 	fault(c.LinkPrefix == "" || len(c.LinkPrefix) > maxLinkPrefix || strings.ContainsAny(c.LinkPrefix, "/:. \t"),
 		"linkPrefix: %q must have 1 to %d characters, none of them /, :, . or space", c.LinkPrefix, maxLinkPrefix)
 	fault(c.QueueDir == "" || c.QueueDir[0] != '/', "queueDir: %q is not an absolute path", c.QueueDir)
+	if c.Conflist.Enabled {
+		errs = append(errs, prefixed("conflist.", c.Conflist.Validate())...)
+	}
 	return errors.Join(errs...)
+}
+
+// prefixed puts a path before each fault of a joined error.
+func prefixed(path string, err error) (out []error) {
+	if err == nil {
+		return nil
+	}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, e := range joined.Unwrap() {
+			out = append(out, prefixed(path, e)...)
+		}
+		return out
+	}
+	return []error{fmt.Errorf("%s%w", path, err)}
 }
 
 func (c Config) validatePools() []error {

@@ -43,6 +43,8 @@ type Deps struct {
 	// HostNS is the path of the namespace of the host ends; empty means that of
 	// this process.
 	HostNS string
+	// Socket is the daemon's API, for the conflist; empty means shim.DefaultSocket.
+	Socket string
 	Log    *slog.Logger
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
@@ -65,6 +67,7 @@ type Network struct {
 
 	mu     sync.Mutex // guards what follows
 	served bool       // between Start and Stop
+	opened bool       // between Open and Stop
 	cidrs  []netip.Prefix
 	mtu    mtus
 
@@ -97,6 +100,9 @@ func New(cfg Config, deps Deps) (*Network, error) {
 	}
 	if deps.Now == nil {
 		deps.Now = time.Now
+	}
+	if deps.Socket == "" {
+		deps.Socket = shim.DefaultSocket
 	}
 	if deps.HostNS == "" {
 		deps.HostNS = "/proc/self/ns/net"
@@ -153,7 +159,9 @@ func (n *Network) Start(ctx context.Context) (retErr error) {
 	n.stop = stop
 	n.done.Go(func() { n.reapLoop(run) })
 	n.done.Go(func() { n.reconcileLoop(run) })
-	n.setServed(true)
+	n.mu.Lock()
+	n.served = true
+	n.mu.Unlock()
 	return nil
 }
 
@@ -163,7 +171,9 @@ func (n *Network) Stop(context.Context) error {
 	if n.stop == nil {
 		return nil
 	}
-	n.setServed(false)
+	n.mu.Lock()
+	n.served, n.opened = false, false
+	n.mu.Unlock()
 	n.stop()
 	n.done.Wait()
 	n.wire.Close()
@@ -179,12 +189,6 @@ func (n *Network) enter() (leave func(), err error) {
 	}
 	n.done.Add(1)
 	return n.done.Done, nil
-}
-
-func (n *Network) setServed(v bool) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.served = v
 }
 
 // SetPodCIDRs gives the node its ranges: from the Node object, from the
@@ -205,7 +209,7 @@ func (n *Network) SetPodCIDRs(ctx context.Context, cidrs []netip.Prefix) error {
 	}
 	n.cidrs = slices.Clone(cidrs)
 	n.log.InfoContext(ctx, "pod cidrs set", "pod_cidrs", cidrs)
-	return n.deps.DB.Update(func(tx *bbolt.Tx) error {
+	err := n.deps.DB.Update(func(tx *bbolt.Tx) error {
 		root, err := tx.CreateBucketIfNotExists([]byte(bucket))
 		if err != nil {
 			return err
@@ -216,6 +220,10 @@ func (n *Network) SetPodCIDRs(ctx context.Context, cidrs []netip.Prefix) error {
 		}
 		return root.Put([]byte(keyPodCIDRs), v)
 	})
+	if err != nil {
+		return fmt.Errorf("remember pod CIDRs: %w", err)
+	}
+	return n.announce(ctx)
 }
 
 // PodCIDRs returns the node's ranges; none if they are not known yet.

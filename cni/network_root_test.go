@@ -6,308 +6,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"sync"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
-	"go.etcd.io/bbolt"
-	"go.uber.org/goleak"
 
 	"github.com/nodeagent/nodeagent/cni/netns"
 	"github.com/nodeagent/nodeagent/dataplane"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// requireRoot fails without root, so that a run cannot silently leave such tests out.
-func requireRoot(tb testing.TB) {
-	tb.Helper()
-	if os.Getenv("NODEAGENT_SKIP_ROOT") == "1" {
-		tb.Skip("NODEAGENT_SKIP_ROOT=1")
-	}
-	if os.Getuid() != 0 {
-		tb.Fatal("needs root; set NODEAGENT_SKIP_ROOT=1 to leave such tests out")
-	}
-}
-
-// newNS makes a namespace that the test's end removes.
-func newNS(tb testing.TB) string {
-	tb.Helper()
-	path := filepath.Join(tb.TempDir(), "net")
-	if err := netns.Create(path); err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() {
-		if err := netns.Remove(path); err != nil {
-			tb.Error(err)
-		}
-	})
-	return path
-}
-
-// inNS runs f inside the namespace at path.
-func inNS(tb testing.TB, path string, f func() error) {
-	tb.Helper()
-	ns, err := netns.Open(path)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	defer ns.Close() //nolint:errcheck // a test's read-only descriptor
-	if err := ns.Do(f); err != nil {
-		tb.Fatal(err)
-	}
-}
-
-// Addresses of the lab's node.
-var (
-	nodeAddr4 = netip.MustParseAddr("192.0.2.10")
-	nodeAddr6 = netip.MustParseAddr("2001:db8:1::10")
-)
-
-// newHost makes the namespace of a node: lo and an uplink with addresses.
-func newHost(tb testing.TB) string {
-	tb.Helper()
-	host := newNS(tb)
-	inNS(tb, host, func() error {
-		attrs := netlink.NewLinkAttrs()
-		attrs.Name, attrs.MTU = "up0", 1480
-		up := netlink.NewVeth(attrs)
-		up.PeerName = "wire0"
-		errs := []error{netlink.LinkAdd(up)}
-		peer, err := netlink.LinkByName("wire0") //nolint:forbidigo // by name: no dump
-		if err != nil {
-			return errors.Join(append(errs, err)...)
-		}
-		lo := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: 1}}
-		errs = append(errs, netlink.LinkSetUp(peer), netlink.LinkSetUp(up), netlink.LinkSetUp(lo))
-		for _, a := range []string{nodeAddr4.String() + "/24", nodeAddr6.String() + "/64"} {
-			addr, err := netlink.ParseAddr(a)
-			if err != nil {
-				return err
-			}
-			addr.Flags = 2 // IFA_F_NODAD
-			errs = append(errs, netlink.AddrAdd(up, addr))
-		}
-		for _, gw := range []string{"192.0.2.1", "2001:db8:1::1"} {
-			errs = append(errs, netlink.RouteAdd(&netlink.Route{LinkIndex: up.Index, Gw: net.ParseIP(gw)}))
-		}
-		return errors.Join(errs...)
-	})
-	return host
-}
-
-// fakeDataplane remembers endpoints, calls probe on each verb and fails on demand.
-type fakeDataplane struct {
-	mu    sync.Mutex // guards all
-	eps   map[string]dataplane.Endpoint
-	next  map[string]error
-	probe func(verb, id string)
-}
-
-func newFakeDataplane() *fakeDataplane {
-	return &fakeDataplane{eps: map[string]dataplane.Endpoint{}, next: map[string]error{}, probe: func(string, string) {}}
-}
-
-// FailNext makes the next call of a verb fail.
-func (f *fakeDataplane) FailNext(verb string, err error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.next[verb] = err
-}
-
-func (f *fakeDataplane) enter(verb, id string) error {
-	f.probe(verb, id)
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	err := f.next[verb]
-	delete(f.next, verb)
-	return err
-}
-
-func (f *fakeDataplane) UpdateEndpoint(_ context.Context, ep dataplane.Endpoint) error {
-	if err := f.enter("update", ep.ID); err != nil {
-		return err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.eps[ep.ID] = ep
-	return nil
-}
-
-func (f *fakeDataplane) DeleteEndpoint(_ context.Context, id string) error {
-	if err := f.enter("delete", id); err != nil {
-		return err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	delete(f.eps, id)
-	return nil
-}
-
-func (f *fakeDataplane) PruneEndpoints(_ context.Context, keep []string) error {
-	if err := f.enter("prune", ""); err != nil {
-		return err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	kept := map[string]dataplane.Endpoint{}
-	for _, id := range keep {
-		if ep, ok := f.eps[id]; ok {
-			kept[id] = ep
-		}
-	}
-	f.eps = kept
-	return nil
-}
-
-func (f *fakeDataplane) ids() (out []string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for id := range f.eps {
-		out = append(out, id)
-	}
-	return out
-}
-
-// lab is one node under test.
-type lab struct {
-	tb   testing.TB
-	host string
-	db   *bbolt.DB
-	dp   *fakeDataplane
-	cfg  Config
-	net  *Network
-	// clock is added to the time of day.
-	clock time.Duration
-}
-
-func newLab(tb testing.TB, change func(*Config)) *lab {
-	tb.Helper()
-	requireRoot(tb)
-	cfg := Default()
-	cfg.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.77.0.0/24"), netip.MustParsePrefix("fd77::/64")}
-	cfg.QueueDir = tb.TempDir()
-	if change != nil {
-		change(&cfg)
-	}
-	db, err := bbolt.Open(filepath.Join(tb.TempDir(), "state.db"), 0o600, &bbolt.Options{NoSync: true})
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() {
-		if err := db.Close(); err != nil {
-			tb.Error(err)
-		}
-	})
-	l := &lab{tb: tb, host: newHost(tb), db: db, dp: newFakeDataplane(), cfg: cfg}
-	l.net = l.start()
-	if _, err := l.net.Prepare(tb.Context()); err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() {
-		if err := l.net.Stop(context.Background()); err != nil {
-			tb.Error(err)
-		}
-	})
-	return l
-}
-
-func (l *lab) start() *Network {
-	l.tb.Helper()
-	n, err := New(l.cfg, Deps{
-		DB: l.db, Dataplane: l.dp, HostNS: l.host, Log: slog.New(slog.DiscardHandler),
-		Now: func() time.Time { return time.Now().Round(0).Add(l.clock) },
-	})
-	if err != nil {
-		l.tb.Fatal(err)
-	}
-	if err := n.Start(l.tb.Context()); err != nil {
-		l.tb.Fatal(err)
-	}
-	return n
-}
-
-// restart ends the daemon, as kill would as far as anyone can see, and begins another.
-func (l *lab) restart() {
-	l.tb.Helper()
-	if err := l.net.Stop(context.Background()); err != nil {
-		l.tb.Fatal(err)
-	}
-	l.net = l.start()
-}
-
-// world is everything that an attachment consists of, outside its namespace.
-func (l *lab) world() string {
-	l.tb.Helper()
-	if err := l.net.wire.Reap(context.Background()); err != nil {
-		l.tb.Fatal(err)
-	}
-	links, err := l.net.wire.List(context.Background(), l.cfg.LinkPrefix)
-	if err != nil {
-		l.tb.Fatal(err)
-	}
-	stored := 0
-	err = l.db.View(func(tx *bbolt.Tx) error {
-		stored = attachments(tx).Stats().KeyN
-		return nil
-	})
-	if err != nil {
-		l.tb.Fatal(err)
-	}
-	return fmt.Sprintf("links %v, leases %v, attachments %v, stored %d, endpoints %v",
-		links, l.net.Leases(), l.net.List(), stored, l.dp.ids())
-}
-
-func (l *lab) attach(id string) (*Result, string) {
-	l.tb.Helper()
-	pod := newNS(l.tb)
-	res, err := l.net.Attach(l.tb.Context(), Request{Key: Key{id, "eth0"}, NetNS: pod})
-	if err != nil {
-		l.tb.Fatal(err)
-	}
-	return res, pod
-}
-
-// talk sends one line over TCP from one namespace to an address in another,
-// and returns the address that the listener saw.
-func talk(tb testing.TB, from, to string, addr netip.Addr) netip.Addr {
-	tb.Helper()
-	var ln net.Listener
-	inNS(tb, to, func() (err error) {
-		ln, err = net.Listen("tcp", netip.AddrPortFrom(addr, 0).String())
-		return err
-	})
-	defer ln.Close() //nolint:errcheck // a test's listener
-	seen := make(chan netip.Addr, 1)
-	go func() {
-		defer close(seen)
-		c, err := ln.Accept()
-		if err != nil {
-			return
-		}
-		defer c.Close() //nolint:errcheck // a test's connection
-		if ap, err := netip.ParseAddrPort(c.RemoteAddr().String()); err == nil {
-			seen <- ap.Addr().Unmap()
-		}
-	}()
-	inNS(tb, from, func() error {
-		c, err := net.DialTimeout("tcp", ln.Addr().String(), 10*time.Second)
-		if err != nil {
-			return err
-		}
-		defer c.Close() //nolint:errcheck // a test's connection
-		_, err = io.ReadAll(c)
-		return err
-	})
-	return <-seen
-}
 
 func TestRootPodsReachEachOtherAndTheNode(t *testing.T) {
 	l := newLab(t, nil)
@@ -327,5 +34,247 @@ func TestRootPodsReachEachOtherAndTheNode(t *testing.T) {
 		if got := talk(t, l.host, podB, addrB); got != node {
 			t.Errorf("pod b saw %s, want the node's %s", got, node)
 		}
+	}
+}
+
+func TestRootRepeatsAndReplacements(t *testing.T) {
+	l := newLab(t, func(c *Config) { c.MTU = 1400 })
+	first, pod := l.attach("pod")
+	again, err := l.net.Attach(t.Context(), Request{Key: first.Key, NetNS: pod})
+	if err != nil || again.HostIfIndex != first.HostIfIndex || again.MTU != 1400 {
+		t.Errorf("a repeat = %+v, %v, want the same as %+v", again, err, first)
+	}
+	// Another namespace under the same key replaces the attachment.
+	other := newNS(t)
+	moved, err := l.net.Attach(t.Context(), Request{Key: first.Key, NetNS: other})
+	if err != nil || moved.HostIfIndex == first.HostIfIndex {
+		t.Errorf("in another namespace = %+v, %v", moved, err)
+	}
+	// So does a repeat for one that is damaged.
+	inNS(t, other, func() error {
+		return netlink.AddrDel(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: 2}},
+			&netlink.Addr{IPNet: &net.IPNet{IP: moved.Addrs[0].Addr().AsSlice(), Mask: net.CIDRMask(32, 32)}})
+	})
+	if err := l.net.Check(t.Context(), Request{Key: first.Key, NetNS: other}); !errors.Is(err, ErrBroken) {
+		t.Errorf("Check = %v, want ErrBroken", err)
+	}
+	if _, err := l.net.Attach(t.Context(), Request{Key: first.Key, NetNS: other}); err != nil {
+		t.Errorf("a repeat for a damaged one: %v", err)
+	}
+	if err := l.net.Check(t.Context(), Request{Key: first.Key, NetNS: other}); err != nil {
+		t.Errorf("Check after the repair = %v", err)
+	}
+	if n := len(l.net.Leases()); n != 2 {
+		t.Errorf("%d leases, want 2", n)
+	}
+}
+
+func TestRootInterfaceOfOthersIsLeftAlone(t *testing.T) {
+	l := newLab(t, nil)
+	pod := newNS(t)
+	inNS(t, pod, func() error {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = "eth0"
+		veth := netlink.NewVeth(attrs)
+		veth.PeerName = "peer0"
+		return netlink.LinkAdd(veth)
+	})
+	before := l.world()
+	_, err := l.net.Attach(t.Context(), Request{Key: Key{"pod", "eth0"}, NetNS: pod})
+	if !errors.Is(err, ErrExists) {
+		t.Errorf("Attach = %v, want ErrExists", err)
+	}
+	if after := l.world(); after != before {
+		t.Errorf("before %s\n after %s", before, after)
+	}
+}
+
+// TestRootUnreachableBeforeItsMaps looks at the host end whenever the data path
+// is called: while an endpoint is not known, the link is down.
+func TestRootUnreachableBeforeItsMaps(t *testing.T) {
+	l := newLab(t, nil)
+	up := func() bool {
+		links, err := l.net.wire.List(context.Background(), l.cfg.LinkPrefix)
+		if err != nil || len(links) != 1 {
+			t.Errorf("links %v, %v", links, err)
+			return false
+		}
+		var running bool
+		inNS(t, l.host, func() error {
+			i, err := net.InterfaceByIndex(links[0].Index)
+			if err == nil {
+				running = i.Flags&net.FlagUp != 0
+			}
+			return err
+		})
+		return running
+	}
+	l.dp.probe = func(verb, _ string) {
+		if verb == "update" && up() {
+			t.Error("the link is up before the endpoint is known")
+		}
+		if verb == "delete" && !up() {
+			t.Error("the link is down before the endpoint is deleted")
+		}
+	}
+	l.attach("pod")
+	if !up() {
+		t.Error("the link is down after the attach")
+	}
+	if err := l.net.Detach(t.Context(), Key{"pod", "eth0"}); err != nil {
+		t.Fatal(err)
+	}
+	l.dp.probe = func(string, string) {}
+}
+
+func TestRootDetachWithEverythingGone(t *testing.T) {
+	l := newLab(t, nil)
+	before := l.world()
+	res, pod := l.attach("pod")
+	if err := netns.Remove(pod); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.net.wire.Remove(t.Context(), res.HostIfName); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := l.net.Detach(t.Context(), res.Key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if after := l.world(); after != before {
+		t.Errorf("before %s\n after %s", before, after)
+	}
+}
+
+// TestRootReconcileLooksTwice: an attachment whose pod is gone goes at the
+// second look, one whose link alone is gone stays, a stray link goes.
+func TestRootReconcileLooksTwice(t *testing.T) {
+	l := newLab(t, nil)
+	gone, pod := l.attach("gone")
+	cut, _ := l.attach("cut")
+	if err := errors.Join(netns.Remove(pod), l.net.wire.Remove(t.Context(), gone.HostIfName)); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.net.wire.Remove(t.Context(), cut.HostIfName); err != nil {
+		t.Fatal(err)
+	}
+	stray := newNS(t)
+	ns, err := netns.Open(stray)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close() //nolint:errcheck // a test's read-only descriptor
+	spec := l.net.linkSpec(l.net.newRecord(Request{Key: Key{"stray", "eth0"}}, ns))
+	if _, err := l.net.wire.Create(t.Context(), ns, spec); err != nil {
+		t.Fatal(err)
+	}
+	for look, want := range []int{2, 1} {
+		if err := l.net.Reconcile(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := len(l.net.List()); got != want {
+			t.Errorf("look %d: %d attachments, want %d", look, got, want)
+		}
+	}
+	if err := l.net.wire.Reap(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	links, err := l.net.wire.List(t.Context(), l.cfg.LinkPrefix)
+	if err != nil || len(links) != 0 {
+		t.Errorf("links %v, %v, want none", links, err)
+	}
+}
+
+func TestRootRestartKeepsPodsAndRanges(t *testing.T) {
+	l := newLab(t, func(c *Config) { c.PodCIDRs = nil })
+	if err := l.net.Status(t.Context()); !errors.Is(err, ErrNotReady) {
+		t.Errorf("Status without a range = %v, want ErrNotReady", err)
+	}
+	cidrs := []netip.Prefix{netip.MustParsePrefix("10.7.0.0/28")}
+	if err := l.net.SetPodCIDRs(t.Context(), cidrs); err != nil {
+		t.Fatal(err)
+	}
+	res, pod := l.attach("pod")
+	l.dp.eps = map[string]dataplane.Endpoint{"stale": {ID: "stale"}}
+	before := l.net.Leases()
+	l.restart()
+	if err := l.net.Status(t.Context()); err != nil {
+		t.Errorf("Status after the restart = %v", err)
+	}
+	if after := l.net.Leases(); fmt.Sprint(after) != fmt.Sprint(before) {
+		t.Errorf("leases %v, want %v", after, before)
+	}
+	if ids := l.dp.ids(); len(ids) != 1 || ids[0] != "pod/eth0" {
+		t.Errorf("endpoints %v, want the pod's alone", ids)
+	}
+	if got := talk(t, l.host, pod, res.Addrs[0].Addr()); got != nodeAddr4 {
+		t.Errorf("the pod saw %s, want %s", got, nodeAddr4)
+	}
+}
+
+func TestRootExhaustion(t *testing.T) {
+	l := newLab(t, func(c *Config) {
+		c.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.7.0.0/30"), netip.MustParsePrefix("fd77::/64")}
+	})
+	l.attach("only")
+	before := l.world()
+	req := Request{Key: Key{"more", "eth0"}, NetNS: newNS(t)}
+	if _, err := l.net.Attach(t.Context(), req); !errors.Is(err, ErrExhausted) {
+		t.Errorf("Attach = %v, want ErrExhausted", err)
+	}
+	if after := l.world(); after != before {
+		t.Errorf("before %s\n after %s", before, after)
+	}
+	if err := errors.Join(l.net.Status(t.Context())); err != nil {
+		t.Errorf("Status = %v: a full node must not look broken", err)
+	}
+	if err := l.net.Capacity(); !errors.Is(err, ErrExhausted) {
+		t.Errorf("Capacity = %v, want ErrExhausted", err)
+	}
+	if err := l.net.Detach(t.Context(), Key{"only", "eth0"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.net.Attach(t.Context(), req); !errors.Is(err, ErrExhausted) {
+		t.Errorf("Attach during the quarantine = %v, want ErrExhausted", err)
+	}
+	l.clock = l.cfg.Quarantine
+	if _, err := l.net.Attach(t.Context(), req); err != nil {
+		t.Errorf("Attach after the quarantine = %v", err)
+	}
+}
+
+func TestRootPoolsAndAnnotations(t *testing.T) {
+	blue := netip.MustParsePrefix("10.66.0.0/24")
+	l := newLab(t, func(c *Config) {
+		c.Pools = []Pool{
+			{Name: "blue", CIDRs: []netip.Prefix{blue}, Namespaces: []string{"blue-ns"}},
+			{Name: "red", CIDRs: []netip.Prefix{netip.MustParsePrefix("10.67.0.0/24")}},
+		}
+	})
+	for i, tc := range []struct {
+		pod  Pod
+		want string
+		err  error
+	}{
+		{Pod{Namespace: "blue-ns"}, "10.66.0.2/32", nil},
+		{Pod{Namespace: "blue-ns", Annotations: map[string]string{AnnotationPool: "red"}}, "10.67.0.2/32", nil},
+		{Pod{Annotations: map[string]string{AnnotationAddresses: "10.66.0.77"}}, "10.66.0.77/32", nil},
+		{Pod{Annotations: map[string]string{AnnotationAddresses: "10.66.0.77"}}, "", ErrInvalid},
+		{Pod{Annotations: map[string]string{AnnotationAddresses: "10.66.0.1"}}, "", ErrInvalid},
+		{Pod{Annotations: map[string]string{AnnotationAddresses: "x"}}, "", ErrInvalid},
+		{Pod{Annotations: map[string]string{AnnotationPool: "green"}}, "", ErrInvalid},
+		{Pod{Annotations: map[string]string{AnnotationMAC: "ff:ff:ff:ff:ff:ff"}}, "", ErrInvalid},
+		{Pod{Annotations: map[string]string{AnnotationIngress: "1"}}, "", ErrInvalid},
+		{Pod{Annotations: map[string]string{AnnotationEgress: "10M", AnnotationMAC: "0a:00:00:00:00:07"}}, "10.77.0.2/32", nil},
+	} {
+		id := fmt.Sprintf("pod-%d", i)
+		res, err := l.net.Attach(t.Context(), Request{Key: Key{id, "eth0"}, NetNS: newNS(t), Pod: tc.pod})
+		if !errors.Is(err, tc.err) || err == nil && res.Addrs[0].String() != tc.want {
+			t.Errorf("%+v: %+v, %v, want %s, %v", tc.pod, res, err, tc.want, tc.err)
+		}
+	}
+	if ep := l.dp.eps["pod-9/eth0"]; ep.EgressRate != 10e6/8 || ep.MAC.String() != "0a:00:00:00:00:07" {
+		t.Errorf("endpoint %+v", ep)
 	}
 }

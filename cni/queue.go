@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/nodeagent/nodeagent/cni/conflist"
 	"github.com/nodeagent/nodeagent/cni/shim"
 )
 
@@ -43,8 +44,29 @@ func (n *Network) replay(ctx context.Context) error {
 	return nil
 }
 
-// Open says that the local API answers now: CNI programs that wait go on.
-func (n *Network) Open(context.Context) error { return n.closeQueue() }
+// Open says that the local API answers now: CNI programs that wait go on, and
+// as soon as the node has pod CIDRs other runtimes find the network.
+func (n *Network) Open(ctx context.Context) error {
+	if err := n.closeQueue(); err != nil {
+		return fmt.Errorf("release the queue of deletes: %w", err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.opened = true
+	return n.announce(ctx)
+}
+
+// announce writes the conflist once Attach can be served. The caller holds mu.
+func (n *Network) announce(ctx context.Context) error {
+	if !n.cfg.Conflist.Enabled || !n.opened || len(n.cidrs) == 0 {
+		return nil
+	}
+	changed, err := conflist.Write(n.cfg.Conflist, n.deps.Socket, n.cfg.QueueDir)
+	if changed {
+		n.log.InfoContext(ctx, "conflist written", "path", n.cfg.Conflist.Path)
+	}
+	return err
+}
 
 func (n *Network) closeQueue() error {
 	if lock := n.setQueueLock(nil); lock != nil {

@@ -17,5 +17,5 @@ func main() {
 		Getenv: os.Getenv, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		Build: "nodeagent-cni " + version + ": the CNI plugin of nodeagent",
 	})
-	os.Exit(code) //nolint:forbidigo // a main decides to exit
+	os.Exit(code)
 }

@@ -206,41 +206,13 @@ func TestRootVersionsAndVerbs(t *testing.T) {
 			if e != nil {
 				t.Fatal(e)
 			}
-			var res struct {
-				CNIVersion string `json:"cniVersion"`
-				Interfaces []struct {
-					Name, Sandbox, Mac string
-				} `json:"interfaces"`
-				IPs []struct {
-					Version   string `json:"version"`
-					Interface int    `json:"interface"`
-					Address   string `json:"address"`
-					Gateway   string `json:"gateway"`
-				} `json:"ips"`
-			}
-			if err := json.Unmarshal(out, &res); err != nil {
-				t.Fatal(err)
-			}
-			if res.CNIVersion != v || len(res.Interfaces) != 2 || len(res.IPs) != 2 {
-				t.Fatalf("result %s", out)
-			}
-			if i := res.Interfaces[1]; i.Name != "eth0" || i.Sandbox != ns || res.IPs[0].Interface != 1 {
-				t.Errorf("result %s", out)
-			}
-			if wantVersion := v < "1.0.0"; wantVersion != (res.IPs[0].Version == "4") {
-				t.Errorf("ips[0].version = %q in %s", res.IPs[0].Version, v)
-			}
-			if res.IPs[0].Gateway != "169.254.1.1" || !strings.HasSuffix(res.IPs[0].Address, "/32") {
-				t.Errorf("ips %+v", res.IPs)
-			}
+			checkResult(t, v, ns, out)
 			_, e = n.call(env("CHECK", id, ns), n.conf(v, `,"prevResult":`+string(out)))
-			if code := codeOf(e); code != map[bool]int{true: 0, false: shim.CodeVersion}[v >= "0.4.0"] {
-				t.Errorf("CHECK: %v", e)
-			}
+			checkSince(t, "CHECK", e, v >= "0.4.0")
 			_, e = n.call(env("STATUS", "", ""), n.conf(v, ""))
-			if code := codeOf(e); code != map[bool]int{true: 0, false: shim.CodeVersion}[v >= "1.1.0"] {
-				t.Errorf("STATUS: %v", e)
-			}
+			checkSince(t, "STATUS", e, v >= "1.1.0")
+			_, e = n.call(env("GC", "", ""), n.conf(v, `,"cni.dev/valid-attachments":[{"containerID":"`+id+`","ifname":"eth0"}]`))
+			checkSince(t, "GC", e, v >= "1.1.0")
 			for range 2 {
 				if out, e := n.call(env("DEL", id, ns), n.conf(v, "")); e != nil || len(out) != 0 {
 					t.Errorf("DEL: %q, %v", out, e)
@@ -250,6 +222,50 @@ func TestRootVersionsAndVerbs(t *testing.T) {
 				t.Errorf("leases left: %v", leases)
 			}
 		})
+	}
+}
+
+// checkSince: a verb succeeds in the versions that have it.
+func checkSince(t *testing.T, verb string, e *shim.Error, has bool) {
+	t.Helper()
+	want := shim.CodeVersion
+	if has {
+		want = 0
+	}
+	if codeOf(e) != want {
+		t.Errorf("%s: %v, want code %d", verb, e, want)
+	}
+}
+
+// checkResult reads a result of ADD as its version has it.
+func checkResult(t *testing.T, version, ns string, out []byte) {
+	t.Helper()
+	var res struct {
+		CNIVersion string `json:"cniVersion"`
+		Interfaces []struct {
+			Name, Sandbox, Mac string
+		} `json:"interfaces"`
+		IPs []struct {
+			Version   string `json:"version"`
+			Interface int    `json:"interface"`
+			Address   string `json:"address"`
+			Gateway   string `json:"gateway"`
+		} `json:"ips"`
+	}
+	if err := json.Unmarshal(out, &res); err != nil {
+		t.Fatal(err)
+	}
+	if res.CNIVersion != version || len(res.Interfaces) != 2 || len(res.IPs) != 2 {
+		t.Fatalf("result %s", out)
+	}
+	if i := res.Interfaces[1]; i.Name != "eth0" || i.Sandbox != ns || res.IPs[0].Interface != 1 {
+		t.Errorf("result %s", out)
+	}
+	if has := version < "1.0.0"; has != (res.IPs[0].Version == "4") {
+		t.Errorf("ips[0].version = %q in %s", res.IPs[0].Version, version)
+	}
+	if res.IPs[0].Gateway != "169.254.1.1" || !strings.HasSuffix(res.IPs[0].Address, "/32") {
+		t.Errorf("ips %+v", res.IPs)
 	}
 }
 
