@@ -111,12 +111,12 @@ func (s *controller) ValidateVolumeCapabilities(_ context.Context, req *csipb.Va
 // ListVolumes lists this node's volumes.
 func (s *controller) ListVolumes(_ context.Context, req *csipb.ListVolumesRequest) (*csipb.ListVolumesResponse, error) {
 	all := s.volumes.List()
-	from, to, next, err := page(ids(all), req.GetStartingToken(), req.GetMaxEntries())
+	p, err := cutPage(ids(all), req.GetStartingToken(), req.GetMaxEntries())
 	if err != nil {
 		return nil, err
 	}
-	out := &csipb.ListVolumesResponse{NextToken: next}
-	for _, v := range all[from:to] {
+	out := &csipb.ListVolumesResponse{NextToken: p.next}
+	for _, v := range all[p.from:p.to] {
 		out.Entries = append(out.Entries, &csipb.ListVolumesResponse_Entry{Volume: s.volumeProto(v)})
 	}
 	return out, nil
@@ -202,9 +202,9 @@ func (s *controller) ControllerListVolumeHealth(ctx context.Context, req *csipb.
 			names = append(names, v.ID)
 		}
 	}
-	from, to, next, err := page(names, req.GetStartingToken(), req.GetMaxEntries())
+	p, err := cutPage(names, req.GetStartingToken(), req.GetMaxEntries())
 	if err != nil {
 		return nil, err
 	}
-	return &csipb.ControllerListVolumeHealthResponse{Entries: sick[from:to], NextToken: next}, nil
+	return &csipb.ControllerListVolumeHealthResponse{Entries: sick[p.from:p.to], NextToken: p.next}, nil
 }

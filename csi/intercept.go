@@ -62,8 +62,7 @@ func (s *Server) done(ctx context.Context, method string, req any, start time.Ti
 	if !s.log.Enabled(ctx, level) {
 		return
 	}
-	s.log.LogAttrs(ctx, level, "csi call", slog.String("method", path.Base(method)), slog.String("volume", subject(req)),
-		slog.Duration("took", took), slog.String("code", code.String()), slog.Any("err", err))
+	s.log.Log(ctx, level, "csi call", "method", path.Base(method), "volume", subject(req), "took", took, "code", code.String(), "err", err)
 }
 
 // subject names what a request is about.
@@ -83,7 +82,7 @@ func subject(req any) string {
 }
 
 func toStatus(err error) error {
-	if _, ok := err.(interface{ GRPCStatus() *status.Status }); ok { //nolint:errorlint // only a bare status is passed on as it is
+	if _, ok := err.(interface{ GRPCStatus() *status.Status }); ok {
 		return err
 	}
 	return status.Error(codeOf(err), err.Error())

@@ -9,4 +9,5 @@ import (
 	"github.com/nodeagent/nodeagent/csi/mount/mounttest"
 )
 
+//nolint:forbidigo // a TestMain ends the test binary with its code
 func TestMain(m *testing.M) { os.Exit(mounttest.Main(m)) }

@@ -35,7 +35,7 @@ func cached(t *testing.T, name string) string {
 func startServer(t *testing.T, pool volume.PoolConfig) (*csi.Server, csi.Config) {
 	t.Helper()
 	dir := t.TempDir()
-	run, err := os.MkdirTemp("/tmp", "na") // socket paths are short
+	run, err := os.MkdirTemp("/tmp", "na") //nolint:usetesting // socket paths have to be short
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	csipb "github.com/container-storage-interface/spec/lib/go/csi"
@@ -157,16 +158,16 @@ func (s *Server) Stop(ctx context.Context) error {
 	s.servers, s.sockets = nil, nil
 	s.mu.Unlock()
 	var errs []error
-	for i := len(servers) - 1; i >= 0; i-- {
+	for i, g := range slices.Backward(servers) {
 		if err := os.Remove(sockets[i]); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}
 		done := make(chan struct{})
-		go func() { servers[i].GracefulStop(); close(done) }()
+		go func() { g.GracefulStop(); close(done) }()
 		select {
 		case <-done:
 		case <-ctx.Done():
-			servers[i].Stop()
+			g.Stop()
 			<-done
 		}
 	}

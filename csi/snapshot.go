@@ -67,12 +67,12 @@ func (s *controller) ListSnapshots(_ context.Context, req *csipb.ListSnapshotsRe
 		return v.Broken != nil || (req.GetSnapshotId() != "" && v.ID != req.GetSnapshotId()) ||
 			(req.GetSourceVolumeId() != "" && v.Volume != req.GetSourceVolumeId())
 	})
-	from, to, next, err := page(ids(all), req.GetStartingToken(), req.GetMaxEntries())
+	p, err := cutPage(ids(all), req.GetStartingToken(), req.GetMaxEntries())
 	if err != nil {
 		return nil, err
 	}
-	out := &csipb.ListSnapshotsResponse{NextToken: next}
-	for _, v := range all[from:to] {
+	out := &csipb.ListSnapshotsResponse{NextToken: p.next}
+	for _, v := range all[p.from:p.to] {
 		out.Entries = append(out.Entries, &csipb.ListSnapshotsResponse_Entry{Snapshot: s.snapshotProto(v)})
 	}
 	return out, nil

@@ -4,6 +4,7 @@ package csi
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"unicode"
 
@@ -126,12 +127,7 @@ func (s *Server) reachable(req *csipb.TopologyRequirement) bool {
 	if len(terms) == 0 {
 		return true // preferences bind nobody
 	}
-	for _, t := range terms {
-		if s.matches(t) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(terms, s.matches)
 }
 
 func (s *Server) matches(t *csipb.Topology) bool {
@@ -143,24 +139,30 @@ func (s *Server) matches(t *csipb.Topology) bool {
 	return true
 }
 
-// page cuts a list: tokens name the last id of the page before.
-func page(ids []string, token string, most int32) (from, to int, next string, err error) {
+// page cuts a list of ids that is in order: tokens name the last id of the page
+// before.
+type page struct {
+	from, to int
+	next     string
+}
+
+func cutPage(ids []string, token string, most int32) (page, error) {
 	if most < 0 {
-		return 0, 0, "", invalid("max_entries is negative")
+		return page{}, invalid("max_entries is negative")
 	}
+	p := page{to: len(ids)}
 	if token != "" {
 		last, ok := strings.CutPrefix(token, "after:")
 		if !ok {
-			return 0, 0, "", fmt.Errorf("%w: %q", volume.ErrToken, token)
+			return page{}, fmt.Errorf("%w: %q", volume.ErrToken, token)
 		}
-		for from < len(ids) && ids[from] <= last {
-			from++
+		for p.from < len(ids) && ids[p.from] <= last {
+			p.from++
 		}
 	}
-	to = len(ids)
-	if most > 0 && from+int(most) < to {
-		to = from + int(most)
-		next = "after:" + ids[to-1]
+	if most > 0 && p.from+int(most) < p.to {
+		p.to = p.from + int(most)
+		p.next = "after:" + ids[p.to-1]
 	}
-	return from, to, next, nil
+	return p, nil
 }

@@ -91,7 +91,7 @@ func FileUsage(path string) (Usage, error) {
 	if err != nil {
 		return Usage{}, err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	var u Usage
 	err = Extents(f, 0, func(e Extent) bool {
 		u.Allocated += e.Length
@@ -199,7 +199,7 @@ func SyncDir(path string) error {
 	if err != nil {
 		return err
 	}
-	defer d.Close()
+	defer func() { _ = d.Close() }()
 	if err := d.Sync(); err != nil {
 		return fmt.Errorf("sync %s: %w", path, err)
 	}

@@ -40,7 +40,7 @@ func withDir(path string, f func(fd uintptr) error) error {
 	if err != nil {
 		return err
 	}
-	defer d.Close()
+	defer func() { _ = d.Close() }()
 	return f(d.Fd())
 }
 
@@ -126,6 +126,6 @@ func StatSpace(path string) (Space, error) {
 	return Space{
 		Total: int64(st.Blocks) * bs, Free: int64(st.Bfree) * bs, Available: int64(st.Bavail) * bs,
 		Inodes: int64(st.Files), InodesFree: int64(st.Ffree),
-		Magic: int64(st.Type), ReadOnly: st.Flags&unix.ST_RDONLY != 0, BlockSize: bs,
+		Magic: st.Type, ReadOnly: st.Flags&unix.ST_RDONLY != 0, BlockSize: bs,
 	}, nil
 }

@@ -85,7 +85,7 @@ func AttachLoop(ctx context.Context, file string, o LoopOptions) (*Loop, error) 
 	if err != nil {
 		return nil, fmt.Errorf("open backing file: %w", err)
 	}
-	defer back.Close()
+	defer func() { _ = back.Close() }()
 	if st, err := back.Stat(); err != nil || !st.Mode().IsRegular() {
 		return nil, fmt.Errorf("attach %s: not a regular file", file)
 	}
@@ -93,7 +93,7 @@ func AttachLoop(ctx context.Context, file string, o LoopOptions) (*Loop, error) 
 	if err != nil {
 		return nil, fmt.Errorf("open loop control: %w", err)
 	}
-	defer ctl.Close()
+	defer func() { _ = ctl.Close() }()
 	for range loopAttempts {
 		l, err := tryAttach(ctl, back, file, o)
 		if err == nil {
@@ -193,7 +193,7 @@ func LoopAt(n int) (*Loop, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer dev.Close()
+	defer func() { _ = dev.Close() }()
 	l, err := loopStatus(dev, path, n)
 	if errors.Is(err, unix.ENXIO) {
 		return nil, fmt.Errorf("%s is not attached: %w", path, os.ErrNotExist)
@@ -249,7 +249,7 @@ func DetachLoop(ctx context.Context, l *Loop) error {
 	for try := range 20 {
 		cur, err := LoopAt(l.Number)
 		if err != nil || cur.Backing != l.Backing {
-			return nil
+			return nil //nolint:nilerr // not attached any more is what was asked for
 		}
 		if err := pause(ctx, time.Duration(1+try)*time.Millisecond); err != nil {
 			return fmt.Errorf("detach %s: %w", l.Path, err)
@@ -266,7 +266,7 @@ func clearLoop(l *Loop) error {
 	if err != nil {
 		return fmt.Errorf("detach: %w", err)
 	}
-	defer dev.Close()
+	defer func() { _ = dev.Close() }()
 	cur, err := loopStatus(dev, l.Path, l.Number)
 	if errors.Is(err, unix.ENXIO) {
 		return nil
@@ -290,7 +290,7 @@ func GrowLoop(l *Loop) error {
 	if err != nil {
 		return fmt.Errorf("grow %s: %w", l.Path, err)
 	}
-	defer dev.Close()
+	defer func() { _ = dev.Close() }()
 	if err := unix.IoctlSetInt(int(dev.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
 		return fmt.Errorf("grow %s: %w", l.Path, err)
 	}

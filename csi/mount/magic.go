@@ -56,7 +56,7 @@ func Detect(path string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("detect format: %w", err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	buf := make([]byte, detectWindow)
 	n, err := io.ReadFull(f, buf)
 	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {

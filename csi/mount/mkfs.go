@@ -68,8 +68,7 @@ func CheckFS(ctx context.Context, device, fsType string) error {
 		return nil
 	}
 	out, err := run(ctx, "e2fsck", "-p", device)
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		switch code := exit.ExitCode(); {
 		case code >= 0 && code&^3 == 0: // 1: repaired, 2: repaired, reboot if it was mounted
 			return nil
@@ -89,8 +88,7 @@ func ResizeOffline(ctx context.Context, device, fsType string) error {
 		return nil
 	}
 	_, err := run(ctx, "e2fsck", "-f", "-p", device)
-	var exit *exec.ExitError
-	if err != nil && (!errors.As(err, &exit) || exit.ExitCode()&^3 != 0) {
+	if exit, ok := errors.AsType[*exec.ExitError](err); err != nil && (!ok || exit.ExitCode()&^3 != 0) {
 		return fmt.Errorf("check %s before resize: %w", device, err)
 	}
 	if _, err := run(ctx, "resize2fs", device); err != nil {

@@ -103,12 +103,12 @@ func Mount(fs FS, target string) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(to)
+	defer func() { _ = unix.Close(to) }()
 	mnt, err := newMount(fs, o)
 	if err != nil {
 		return fmt.Errorf("mount %s (%s) on %s: %w", fs.Source, fs.Type, target, err)
 	}
-	defer unix.Close(mnt)
+	defer func() { _ = unix.Close(mnt) }()
 	if err := unix.MoveMount(mnt, "", to, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
 		return fmt.Errorf("mount %s on %s: %w", fs.Source, target, err)
 	}
@@ -140,7 +140,7 @@ func newMount(fs FS, o Options) (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("file system %s: %w", fs.Type, err)
 	}
-	defer unix.Close(fsfd)
+	defer func() { _ = unix.Close(fsfd) }()
 	if fs.Source != "" {
 		if err := unix.FsconfigSetString(fsfd, "source", fs.Source); err != nil {
 			return -1, fsError(fsfd, err)
@@ -202,12 +202,12 @@ func Bind(source, target string, o BindOptions) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(to)
+	defer func() { _ = unix.Close(to) }()
 	tree, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
 	if err != nil {
 		return fmt.Errorf("bind %s: %w", source, err)
 	}
-	defer unix.Close(tree)
+	defer func() { _ = unix.Close(tree) }()
 	attr := unix.MountAttr{Attr_set: o.Attr}
 	if o.ReadOnly {
 		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY

@@ -76,13 +76,14 @@ func makeImage(t *testing.T, dir string, size int64) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	if err := mount.Reserve(f, size); err != nil {
 		t.Fatal(err)
 	}
 	return path
 }
 
+//nolint:cyclop // one life of a file system, step by step
 func TestRootLoopMountGrow(t *testing.T) {
 	mounttest.Root(t)
 	for _, fs := range []string{"ext4", "xfs", "btrfs"} {
@@ -94,7 +95,7 @@ func TestRootLoopMountGrow(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer l.Close()
+			defer func() { _ = l.Close() }()
 			if format, err := mount.Detect(l.Path); err != nil || format != mount.FormatBlank {
 				t.Fatalf("fresh image: %q, %v", format, err)
 			}
@@ -131,7 +132,7 @@ func TestRootLoopMountGrow(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer f.Close()
+			defer func() { _ = f.Close() }()
 			if err := mount.Reserve(f, 480<<20); err != nil {
 				t.Fatal(err)
 			}
@@ -214,12 +215,12 @@ func TestRootReflinkKeepsDirectIO(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer src.Close()
+	defer func() { _ = src.Close() }()
 	dst, err := os.Create(filepath.Join(pool, "clone"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer dst.Close()
+	defer func() { _ = dst.Close() }()
 	if err := mount.Clone(dst, src); err != nil {
 		t.Fatal(err)
 	}
@@ -227,7 +228,7 @@ func TestRootReflinkKeepsDirectIO(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	if !l.DirectIO {
 		t.Error("direct I/O is off after a reflink")
 	}

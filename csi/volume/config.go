@@ -171,7 +171,7 @@ func parseSize(s string) (int64, error) {
 	}
 	var n int64
 	var err error
-	if binary := strings.TrimSuffix(s, "i"); binary != s {
+	if binary, ok := strings.CutSuffix(s, "i"); ok {
 		n, err = units.RAMInBytes(binary)
 	} else {
 		n, err = units.FromHumanSize(s)

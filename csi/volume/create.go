@@ -86,19 +86,47 @@ type plan struct {
 	from     *object
 }
 
+func (r CreateRequest) check() error {
+	switch {
+	case r.Name == "":
+		return fmt.Errorf("%w: name is missing", ErrInvalid)
+	case r.Required < 0 || r.Limit < 0 || r.Required > maxBytes:
+		return fmt.Errorf("%w: required %d, limit %d bytes", ErrRange, r.Required, r.Limit)
+	case r.Limit > 0 && r.Required > r.Limit:
+		return fmt.Errorf("%w: required %d bytes exceed the limit of %d", ErrRange, r.Required, r.Limit)
+	case len(r.Capabilities) == 0:
+		return fmt.Errorf("%w: volume capabilities are missing", ErrInvalid)
+	}
+	return nil
+}
+
+// use settles, from how it is going to be used, what a new volume carries.
+func (r *Record) use(caps []Capability, f backend.Features) error {
+	for _, c := range caps {
+		if err := errors.Join(c.check(), c.fits(f)); err != nil {
+			return err
+		}
+		r.Block = r.Block || c.Block
+		if !c.Block && r.FSType == "" {
+			r.FSType = c.FSType
+		}
+	}
+	if r.FSType == "" {
+		r.FSType = r.Params.FSType
+	}
+	if r.FSType == "" && !r.Block && f.Block {
+		r.FSType = "ext4"
+	}
+	if !f.Block {
+		r.Format = FormatNative
+	}
+	return nil
+}
+
 // planCreate checks everything that does not depend on other objects.
 func (m *Manager) planCreate(req CreateRequest) (*plan, error) {
-	if req.Name == "" {
-		return nil, fmt.Errorf("%w: name is missing", ErrInvalid)
-	}
-	if req.Required < 0 || req.Limit < 0 || req.Required > maxBytes {
-		return nil, fmt.Errorf("%w: required %d, limit %d bytes", ErrRange, req.Required, req.Limit)
-	}
-	if req.Limit > 0 && req.Required > req.Limit {
-		return nil, fmt.Errorf("%w: required %d bytes exceed the limit of %d", ErrRange, req.Required, req.Limit)
-	}
-	if len(req.Capabilities) == 0 {
-		return nil, fmt.Errorf("%w: volume capabilities are missing", ErrInvalid)
+	if err := req.check(); err != nil {
+		return nil, err
 	}
 	params, err := m.cfg.parameters(req.Parameters, req.Mutable)
 	if err != nil {
@@ -116,23 +144,8 @@ func (m *Manager) planCreate(req CreateRequest) (*plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, c := range req.Capabilities {
-		if err := errors.Join(c.check(), c.fits(f)); err != nil {
-			return nil, err
-		}
-		rec.Block = rec.Block || c.Block
-		if !c.Block && rec.FSType == "" {
-			rec.FSType = c.FSType
-		}
-	}
-	if rec.FSType == "" {
-		rec.FSType = params.FSType
-	}
-	if rec.FSType == "" && !rec.Block && f.OwnSuperblock && f.Block {
-		rec.FSType = "ext4"
-	}
-	if !f.Block {
-		rec.Format = FormatNative
+	if err := rec.use(req.Capabilities, f); err != nil {
+		return nil, err
 	}
 	if !f.Reserve && !params.Thin && f.Block {
 		return nil, fmt.Errorf("%w: pool %s cannot reserve space, use provisioning: thin", ErrInvalid, params.Pool)
@@ -173,24 +186,10 @@ func sized(required, limit, least int64) (int64, error) {
 func (m *Manager) planSource(pl *plan, req CreateRequest) error {
 	least := smallest(pl.rec, pl.features)
 	if req.Source != nil {
-		from, err := m.source(*req.Source)
-		if err != nil {
+		if err := m.takeSource(pl, req); err != nil {
 			return err
 		}
-		if from.pool != pl.pool {
-			return fmt.Errorf("%w: source %s is in pool %s, the class names pool %s", ErrInvalid, req.Source.ID, from.pool.cfg.Name, pl.pool.cfg.Name)
-		}
-		if !pl.features.Snapshots {
-			return fmt.Errorf("%w: pool %s has no snapshots or clones", ErrInvalid, pl.pool.cfg.Name)
-		}
-		if err := inherit(&pl.rec, from.rec); err != nil {
-			return err
-		}
-		if req.Required > 0 && req.Required < from.rec.Bytes {
-			return fmt.Errorf("%w: %d bytes are less than the %d of source %s", ErrRange, req.Required, from.rec.Bytes, from.rec.ID)
-		}
-		least = max(least, from.rec.Bytes)
-		pl.from = from
+		least = max(least, pl.from.rec.Bytes)
 	}
 	n, err := sized(req.Required, req.Limit, least)
 	if err != nil {
@@ -201,6 +200,27 @@ func (m *Manager) planSource(pl *plan, req CreateRequest) error {
 		pl.rec.Resize = pl.rec.Format == FormatDone && n > pl.from.rec.Bytes
 		pl.rec.Shared = pl.features.Instant
 	}
+	return nil
+}
+
+func (m *Manager) takeSource(pl *plan, req CreateRequest) error {
+	from, err := m.source(*req.Source)
+	if err != nil {
+		return err
+	}
+	if from.pool != pl.pool {
+		return fmt.Errorf("%w: source %s is in pool %s, the class names pool %s", ErrInvalid, req.Source.ID, from.pool.cfg.Name, pl.pool.cfg.Name)
+	}
+	if !pl.features.Snapshots {
+		return fmt.Errorf("%w: pool %s has no snapshots or clones", ErrInvalid, pl.pool.cfg.Name)
+	}
+	if err := inherit(&pl.rec, from.rec); err != nil {
+		return err
+	}
+	if req.Required > 0 && req.Required < from.rec.Bytes {
+		return fmt.Errorf("%w: %d bytes are less than the %d of source %s", ErrRange, req.Required, from.rec.Bytes, from.rec.ID)
+	}
+	pl.from = from
 	return nil
 }
 

@@ -28,6 +28,7 @@ func (m *Manager) remove(ctx context.Context, kind Kind, id, verb string) error 
 	o, err := m.find(kind, id)
 	switch {
 	case errors.Is(err, ErrNotFound):
+		m.sweepTrash(ctx, id)
 		return nil
 	case errors.Is(err, ErrDamaged) && m.peek(id) != nil:
 		return fmt.Errorf("%w: its directory is left for a person to look at: %w", ErrPrecondition, err)
@@ -94,6 +95,32 @@ func (m *Manager) discard(ctx context.Context, o *object, verb string) error {
 	m.log.InfoContext(ctx, "volume deleted", "volume", rec.ID, "kind", string(rec.Kind), "pool", p.cfg.Name)
 	m.changed(p)
 	return nil
+}
+
+// sweepTrash destroys what earlier deletes of id left; all of the trash when id
+// is empty. What fails stays for the next time.
+func (m *Manager) sweepTrash(ctx context.Context, id string) {
+	for _, p := range m.pools {
+		if p.check() != nil {
+			continue
+		}
+		pattern := "*"
+		if id != "" {
+			if !validID(id) {
+				return
+			}
+			pattern = id + ".*"
+		}
+		left, err := filepath.Glob(filepath.Join(p.cfg.Path, dirTrash, pattern))
+		if err != nil {
+			continue
+		}
+		for _, path := range left {
+			if err := m.sweepOne(ctx, p, path); err != nil {
+				m.log.WarnContext(ctx, "trash not removed yet", "path", path, "err", err)
+			}
+		}
+	}
 }
 
 func destroyTrash(ctx context.Context, p *pool, obj backend.Object, trash string) error {

@@ -22,8 +22,8 @@ type Expanded struct {
 // Expand makes a volume at least required bytes large (and at most limit, if
 // not 0). A volume that is large enough stays as it is.
 func (m *Manager) Expand(ctx context.Context, id string, required, limit int64) (Expanded, error) {
-	if required < 0 || limit < 0 || required > maxBytes || (limit > 0 && required > limit) {
-		return Expanded{}, fmt.Errorf("%w: required %d, limit %d bytes", ErrRange, required, limit)
+	if err := checkRange(required, limit); err != nil {
+		return Expanded{}, err
 	}
 	release, err := m.locks.lock(ctx, id, "expand volume")
 	if err != nil {
@@ -58,6 +58,13 @@ func (m *Manager) Expand(ctx context.Context, id string, required, limit int64) 
 	m.log.InfoContext(ctx, "volume expanded", "volume", id, "bytes", done.Bytes)
 	m.changed(o.pool)
 	return done, nil
+}
+
+func checkRange(required, limit int64) error {
+	if required < 0 || limit < 0 || required > maxBytes || (limit > 0 && required > limit) {
+		return fmt.Errorf("%w: required %d, limit %d bytes", ErrRange, required, limit)
+	}
+	return nil
 }
 
 func (m *Manager) grow(ctx context.Context, o *object, bytes int64) error {

@@ -100,10 +100,14 @@ func (m *Manager) makeGroup(ctx context.Context, g *Group, params map[string]str
 		cuts = append(cuts, c)
 	}
 	return m.run(ctx, g.ID, "create group snapshot", []step{
-		{name: "record intent", do: func(context.Context) error { return m.writeGroup(*g) },
-			undo: func(context.Context) error { return m.removeGroup(g.ID) }},
-		{name: "cut members", do: func(ctx context.Context) error { return m.cutAll(ctx, cuts, g.ID, true) },
-			undo: func(ctx context.Context) error { return m.dropMembers(ctx, *g) }},
+		{
+			name: "record intent", do: func(context.Context) error { return m.writeGroup(*g) },
+			undo: func(context.Context) error { return m.removeGroup(g.ID) },
+		},
+		{
+			name: "cut members", do: func(ctx context.Context) error { return m.cutAll(ctx, cuts, g.ID, true) },
+			undo: func(ctx context.Context) error { return m.dropMembers(ctx, *g) },
+		},
 		{name: "commit group", do: func(context.Context) error {
 			g.Ready = true
 			return m.writeGroup(*g)
@@ -221,7 +225,9 @@ func (m *Manager) dropMembers(ctx context.Context, g Group) error {
 	for _, id := range slices.Sorted(maps.Keys(g.Members)) {
 		if o := m.peek(id); o != nil && o.rec.Group == g.ID {
 			errs = append(errs, m.discard(ctx, o, "delete group snapshot"))
+			continue
 		}
+		m.sweepTrash(ctx, id)
 	}
 	return errors.Join(errs...)
 }

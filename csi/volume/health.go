@@ -78,12 +78,14 @@ func (m *Manager) Health(ctx context.Context, id string) ([]Condition, error) {
 		return nil, err
 	}
 	if o.broken != nil {
+		//nolint:nilerr // what is wrong is the answer
 		return []Condition{{Type: Inaccessible, Reason: "RecordUnreadable", Message: o.broken.Error()}}, nil
 	}
 	m.mu.Lock()
 	out := slices.SortedFunc(maps.Values(m.faults[id]), func(a, b Condition) int { return a.Since.Compare(b.Since) })
 	m.mu.Unlock()
 	if err := o.pool.check(); err != nil {
+		//nolint:nilerr // what is wrong is the answer
 		return append(out, Condition{Type: Inaccessible, Reason: "PoolUnavailable", Message: err.Error()}), nil
 	}
 	switch err := o.pool.be.Check(ctx, m.object(o.pool, o.rec)); {

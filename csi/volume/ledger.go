@@ -155,7 +155,7 @@ func (m *Manager) Capacity(ctx context.Context, params map[string]string) (Capac
 		return Capacity{}, nil // another node's pool: nothing here, and no error
 	}
 	if _, err := p.ready(); err != nil {
-		return Capacity{}, nil //nolint:nilerr // a pool that is away has nothing to offer; its health says why
+		return Capacity{}, nil // a pool that is away has nothing to offer; its health says why
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

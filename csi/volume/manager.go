@@ -140,6 +140,7 @@ func (m *Manager) retryPools(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
+		m.sweepTrash(ctx, "")
 		opened, missing := 0, 0
 		for _, p := range m.pools {
 			if _, err := p.ready(); err == nil {

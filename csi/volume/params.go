@@ -3,6 +3,7 @@
 package volume
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -104,7 +105,6 @@ func (c Config) expandClass(in map[string]string) (map[string]string, error) {
 }
 
 func (p *Params) set(key, val string) error {
-	var err error
 	bad := func(why string) error { return fmt.Errorf("%w: parameter %s: %q %s", ErrInvalid, key, val, why) }
 	switch key {
 	case ParamPool:
@@ -119,37 +119,54 @@ func (p *Params) set(key, val string) error {
 			return bad("is none of ext4, ext3, ext2, xfs, btrfs")
 		}
 		p.FSType = val
-	case ParamUID, ParamGID:
-		n, perr := strconv.ParseUint(val, 10, 31)
-		if perr != nil {
-			return bad("is not an id")
-		}
-		if key == ParamUID {
-			p.UID = int(n)
-		} else {
-			p.GID = int(n)
-		}
-	case ParamMode:
-		n, perr := strconv.ParseUint(val, 8, 32)
-		if perr != nil || n == 0 || n > 0o7777 {
-			return bad("is not an octal mode")
-		}
-		p.Mode = uint32(n)
 	case ParamImage:
 		if val == "" || !filepath.IsLocal(val) {
 			return bad("is not a path below the pool's images directory")
 		}
 		p.Image = val
 	case file.OptionCowExtent:
-		n, perr := parseSize(val)
-		if perr != nil || n%file.BlockSize != 0 || n > 1<<30 {
-			return bad("is not a size in multiples of 4096, at most 1Gi")
+		n, err := cowExtent(val)
+		if err != nil {
+			return bad(err.Error())
 		}
-		p.Options = map[string]string{key: strconv.FormatInt(n, 10)}
+		p.Options = map[string]string{key: n}
+	case ParamUID, ParamGID, ParamMode:
+		if err := p.setOwner(key, val); err != nil {
+			return bad(err.Error())
+		}
 	default:
-		err = p.Limits.set(key, val)
+		return p.Limits.set(key, val)
 	}
-	return err
+	return nil
+}
+
+func cowExtent(val string) (string, error) {
+	n, err := parseSize(val)
+	if err != nil || n%file.BlockSize != 0 || n > 1<<30 {
+		return "", errors.New("is not a size in multiples of 4096, at most 1Gi")
+	}
+	return strconv.FormatInt(n, 10), nil
+}
+
+func (p *Params) setOwner(key, val string) error {
+	base := 10
+	if key == ParamMode {
+		base = 8
+	}
+	n, err := strconv.ParseUint(val, base, 31)
+	switch {
+	case key == ParamMode && (err != nil || n == 0 || n > 0o7777):
+		return errors.New("is not an octal mode")
+	case err != nil:
+		return errors.New("is not an id")
+	case key == ParamMode:
+		p.Mode = uint32(n)
+	case key == ParamUID:
+		p.UID = int(n)
+	default:
+		p.GID = int(n)
+	}
+	return nil
 }
 
 // set parses one mutable parameter.

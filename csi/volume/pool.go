@@ -142,40 +142,43 @@ func (m *Manager) identify(cfg PoolConfig) error {
 		return err
 	}
 	was, seen := known[cfg.Path]
-	if cfg.RequireMount {
-		at, err := mount.At(cfg.Path)
-		if err != nil {
-			return err
-		}
-		if !at.Mounted {
-			return fmt.Errorf("%s is not a mount point, and requireMount is set", cfg.Path)
-		}
-	} else if !seen {
-		if err := os.MkdirAll(cfg.Path, 0o700); err != nil {
-			return err
-		}
+	if err := requireDir(cfg, seen); err != nil {
+		return err
 	}
 	mk, err := readMarker(cfg.Path)
-	switch {
-	case err == nil && seen && mk.ID != was.ID:
-		return fmt.Errorf("%s carries pool %s, but was pool %s before: another disk is mounted there", cfg.Path, mk.ID, was.ID)
-	case err == nil && mk.Backend != cfg.Backend:
-		return fmt.Errorf("%s was made for backend %s, not %s", cfg.Path, mk.Backend, cfg.Backend)
-	case err == nil:
-	case !errors.Is(err, os.ErrNotExist):
-		return err
-	case seen:
-		return fmt.Errorf("%s carries no marker, but was pool %s before: its file system is not mounted", cfg.Path, was.ID)
-	default:
-		if mk, err = newMarker(cfg); err != nil {
-			return err
-		}
+	if errors.Is(err, os.ErrNotExist) && !seen {
+		mk, err = newMarker(cfg)
 	}
-	if seen {
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("%s carries no marker, but was pool %s before: its file system is not mounted", cfg.Path, was.ID)
+	case err != nil:
+		return err
+	case seen && mk.ID != was.ID:
+		return fmt.Errorf("%s carries pool %s, but was pool %s before: another disk is mounted there", cfg.Path, mk.ID, was.ID)
+	case mk.Backend != cfg.Backend:
+		return fmt.Errorf("%s was made for backend %s, not %s", cfg.Path, mk.Backend, cfg.Backend)
+	case seen:
 		return nil
 	}
 	known[cfg.Path] = mk
 	return writeJSON(filepath.Join(m.cfg.StateDir, "pools.json"), known)
+}
+
+// requireDir makes the pool's directory when it may be made: never below the
+// mount point of a disk that is away.
+func requireDir(cfg PoolConfig, seen bool) error {
+	if !cfg.RequireMount && !seen {
+		return os.MkdirAll(cfg.Path, 0o700)
+	}
+	if !cfg.RequireMount {
+		return nil
+	}
+	at, err := mount.At(cfg.Path)
+	if err == nil && !at.Mounted {
+		err = fmt.Errorf("%s is not a mount point, and requireMount is set", cfg.Path)
+	}
+	return err
 }
 
 func readMarker(dir string) (marker, error) {

@@ -150,8 +150,10 @@ func (m *Manager) publish(ctx context.Context, o *object, req PublishRequest) er
 			source, err = m.publishSource(ctx, o, req)
 			return err
 		}},
-		{name: "make target", do: func(context.Context) error { return makeTarget(req.Target, req.Capability.Block) },
-			undo: func(context.Context) error { return mount.Clear(req.Target) }},
+		{
+			name: "make target", do: func(context.Context) error { return makeTarget(req.Target, req.Capability.Block) },
+			undo: func(context.Context) error { return mount.Clear(req.Target) },
+		},
 		{name: "bind", do: func(context.Context) error {
 			flags, err := mount.ParseOptions(req.Capability.Flags)
 			if err != nil {

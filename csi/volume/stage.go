@@ -204,13 +204,15 @@ func (m *Manager) stage(ctx context.Context, o *object, req StageRequest) error 
 			return m.detachUnused(ctx, o)
 		}},
 		{name: "prepare contents", do: func(ctx context.Context) error { return m.prepare(ctx, o, req, att) }},
-		{name: "mount", do: func(context.Context) error { return m.mountStaged(m.peek(req.ID), req, att) },
+		{
+			name: "mount", do: func(context.Context) error { return m.mountStaged(m.peek(req.ID), req, att) },
 			undo: func(context.Context) error {
 				if req.Capability.Block {
 					return nil
 				}
 				return mount.Unmount(req.Path)
-			}},
+			},
+		},
 		{name: "grow file system", do: func(ctx context.Context) error {
 			return m.growStaged(ctx, m.peek(req.ID), req)
 		}},

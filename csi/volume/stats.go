@@ -63,6 +63,20 @@ func (m *Manager) Stats(ctx context.Context, id, path string) (Stats, error) {
 	return out, nil
 }
 
+// follow is mount.At, through a symbolic link.
+func follow(path string) (string, mount.Point, error) {
+	at, err := mount.At(path)
+	if err != nil || !at.Link {
+		return path, at, err
+	}
+	to, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return path, mount.Point{}, nil //nolint:nilerr // a link to nowhere is nothing
+	}
+	at, err = mount.At(to)
+	return to, at, err
+}
+
 // located says what stands at path, if it is this volume. For a raw block volume
 // the kubelet names a link or bind of its own to the device.
 func (m *Manager) located(ctx context.Context, o *object, st *attachState, path string) (mount.Point, error) {
@@ -70,17 +84,9 @@ func (m *Manager) located(ctx context.Context, o *object, st *attachState, path 
 	if !filepath.IsAbs(path) {
 		return mount.Point{}, notThere
 	}
-	at, err := mount.At(path)
+	path, at, err := follow(path)
 	if err != nil {
 		return at, err
-	}
-	if at.Link {
-		if path, err = filepath.EvalSymlinks(path); err == nil {
-			at, err = mount.At(path)
-		}
-		if err != nil {
-			return at, notThere
-		}
 	}
 	if at.Device {
 		ours, err := m.ours(ctx, o, path, mount.Point{Device: true, Rdev: at.Rdev})

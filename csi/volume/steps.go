@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -56,13 +57,13 @@ func (m *Manager) undo(ctx context.Context, id string, steps []step) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 	defer cancel()
 	var errs []error
-	for i := len(steps) - 1; i >= 0; i-- {
-		if steps[i].undo == nil {
+	for _, s := range slices.Backward(steps) {
+		if s.undo == nil {
 			continue
 		}
-		m.locks.at(id, "undo "+steps[i].name)
-		if err := steps[i].undo(ctx); err != nil {
-			errs = append(errs, fmt.Errorf("%w: undo %s: %w", ErrHalfDone, steps[i].name, err))
+		m.locks.at(id, "undo "+s.name)
+		if err := s.undo(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("%w: undo %s: %w", ErrHalfDone, s.name, err))
 		}
 	}
 	return errors.Join(errs...)

@@ -20,7 +20,7 @@ func (b *Backend) Allocated(ctx context.Context, obj backend.Object, offset int6
 	if err != nil {
 		return fmt.Errorf("open image of %s: %w", obj.ID, backend.ErrMissing)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	m := merger{from: offset, to: obj.Bytes, yield: yield}
 	err = mount.Extents(f, offset, func(e mount.Extent) bool {
 		if e.Unwritten {
@@ -45,12 +45,12 @@ func (b *Backend) Delta(ctx context.Context, base, target backend.Object, offset
 	if err != nil {
 		return fmt.Errorf("open image of %s: %w", base.ID, backend.ErrMissing)
 	}
-	defer bf.Close()
+	defer func() { _ = bf.Close() }()
 	tf, err := os.Open(image(target))
 	if err != nil {
 		return fmt.Errorf("open image of %s: %w", target.ID, backend.ErrMissing)
 	}
-	defer tf.Close()
+	defer func() { _ = tf.Close() }()
 	be, err := written(ctx, bf)
 	if err != nil {
 		return err

@@ -63,7 +63,7 @@ func (b *Backend) Probe(ctx context.Context) (backend.Features, error) {
 	if err != nil {
 		return f, fmt.Errorf("probe pool %s: %w", b.root, err)
 	}
-	defer img.Close()
+	defer func() { _ = img.Close() }()
 	if err := mount.Reserve(img, 1<<20); err != nil {
 		if !errors.Is(err, mount.ErrNotSupported) {
 			return f, fmt.Errorf("probe pool %s: %w", b.root, spaceError(err))
@@ -153,7 +153,7 @@ func (b *Backend) fill(ctx context.Context, f *os.File, from backend.Object) err
 	if err != nil {
 		return err
 	}
-	defer src.Close()
+	defer func() { _ = src.Close() }()
 	if err := f.Truncate(0); err != nil {
 		return err
 	}
@@ -190,7 +190,7 @@ func (b *Backend) Snapshot(ctx context.Context, src, dst backend.Object) error {
 	if err != nil {
 		return fmt.Errorf("create snapshot image: %w", spaceError(err))
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	if err := b.fill(ctx, f, src); err != nil {
 		return err
 	}
@@ -220,7 +220,7 @@ func (b *Backend) Grow(_ context.Context, obj backend.Object) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	if err := b.size(f, obj); err != nil {
 		return err
 	}

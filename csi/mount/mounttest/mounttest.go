@@ -5,7 +5,6 @@
 package mounttest
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -50,6 +49,7 @@ func Main(m *testing.M) int {
 }
 
 func reexec() int {
+	//nolint:noctx // lives as long as the test binary
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
 	cmd.Env = append(os.Environ(), insideEnv+"=1")
@@ -87,64 +87,64 @@ func leftovers(base string) []string {
 
 // Root skips a test only when NODEAGENT_SKIP_ROOT=1, and fails it when there is
 // no root and nobody said so.
-func Root(t testing.TB) {
-	t.Helper()
+func Root(tb testing.TB) {
+	tb.Helper()
 	if os.Getuid() == 0 {
 		return
 	}
 	if os.Getenv("NODEAGENT_SKIP_ROOT") == "1" {
-		t.Skip("needs root; NODEAGENT_SKIP_ROOT=1")
+		tb.Skip("needs root; NODEAGENT_SKIP_ROOT=1")
 	}
-	t.Fatal("needs root (set NODEAGENT_SKIP_ROOT=1 to leave such tests out)")
+	tb.Fatal("needs root (set NODEAGENT_SKIP_ROOT=1 to leave such tests out)")
 }
 
 // FileSystem makes a file system of this type and size on a loop device and
 // mounts it on a directory of the test's; "" stays on the test's own directory.
-func FileSystem(t testing.TB, fsType string, size int64) string {
-	t.Helper()
-	dir := filepath.Join(t.TempDir(), "pool")
+func FileSystem(tb testing.TB, fsType string, size int64) string {
+	tb.Helper()
+	dir := filepath.Join(tb.TempDir(), "pool")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if fsType == "" {
 		return dir
 	}
-	ctx := context.Background()
+	ctx := tb.Context()
 	if fsType == "tmpfs" {
 		if err := mount.Mount(mount.FS{Type: "tmpfs", Source: "pool", Options: []string{fmt.Sprintf("size=%d", size)}}, dir); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
-		t.Cleanup(func() { unmount(t, dir) })
+		tb.Cleanup(func() { unmount(tb, dir) })
 		return dir
 	}
 	img := dir + ".img"
 	f, err := os.OpenFile(img, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if err := f.Truncate(size); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	_ = f.Close()
 	l, err := mount.AttachLoop(ctx, img, mount.LoopOptions{BlockSize: 4096, DirectIO: true, AutoClear: true})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	if err := mount.MakeFS(ctx, l.Path, mount.FormatOptions{Type: fsType}); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if err := mount.Mount(mount.FS{Type: fsType, Source: l.Path}, dir); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { unmount(t, dir) })
+	tb.Cleanup(func() { unmount(tb, dir) })
 	return dir
 }
 
-func unmount(t testing.TB, dir string) {
-	t.Helper()
+func unmount(tb testing.TB, dir string) {
+	tb.Helper()
 	if err := mount.Unmount(dir); err != nil {
-		t.Errorf("the test left its pool busy: %v", err)
+		tb.Errorf("the test left its pool busy: %v", err)
 		_ = unix.Unmount(dir, unix.MNT_DETACH)
 	}
 }
