@@ -52,14 +52,14 @@ func (n *network) fail(op string) error {
 	return err
 }
 
-func (n *network) Attach(_ context.Context, r cni.Request) (cni.Result, error) {
+func (n *network) Attach(_ context.Context, r cni.Request) (*cni.Result, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if err := n.fail("attach"); err != nil {
-		return cni.Result{}, err
+		return nil, err
 	}
 	n.attached[r.Key] = r
-	return cni.Result{Key: r.Key, NetNS: r.NetNS, Addrs: []netip.Prefix{
+	return &cni.Result{Key: r.Key, NetNS: r.NetNS, Addrs: []netip.Prefix{
 		netip.MustParsePrefix("10.1.2.3/32"), netip.MustParsePrefix("fd00::3/128"),
 	}}, nil
 }

@@ -71,7 +71,7 @@ func run(parent context.Context, p *process) (retErr error) {
 
 	p.log.InfoContext(ctx, "starting", "version", version, "node", p.cfg.Node.Name, "config", p.file)
 	reportMachine(ctx, p.log, p.cfg)
-	parts, err := assemble(p, db)
+	parts, err := assemble(ctx, p, db)
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/nodeagent/nodeagent/api"
 	"github.com/nodeagent/nodeagent/cni"
 	"github.com/nodeagent/nodeagent/cri/containerd"
+	"github.com/nodeagent/nodeagent/csi"
 	"github.com/nodeagent/nodeagent/dataplane"
 )
 
@@ -31,18 +32,21 @@ type graph struct {
 	dataplane  *dataplane.Dataplane
 	// network is nil when pods use a foreign conflist.
 	network *cni.Network
+	storage *csi.Server
 }
 
 // assemble builds every room and returns the parts in starting order.
-func assemble(p *process, db *bbolt.DB) ([]part, error) {
+func assemble(ctx context.Context, p *process, db *bbolt.DB) ([]part, error) {
 	g := &graph{process: p, db: db, begin: time.Now(), routes: map[string]http.Handler{}}
 	g.health = newHealth(p.cfg.Node.Metrics, p.log)
 	g.add("metrics", g.health.Start, g.health.Stop)
 	if err := g.addContainerd(); err != nil {
 		return nil, err
 	}
-	for _, add := range []func() error{g.addNetwork, g.addKubernetes, g.addAPI} {
-		if err := add(); err != nil {
+	for _, add := range []func(context.Context) error{
+		g.addNetwork, g.addStorage, g.addCRI, g.addKubernetes, g.addAPI,
+	} {
+		if err := add(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -79,7 +83,7 @@ func (g *graph) runPath(elem ...string) string {
 	return filepath.Join(append([]string{g.cfg.Node.RunDir}, elem...)...)
 }
 
-func (g *graph) addAPI() error {
+func (g *graph) addAPI(context.Context) error {
 	g.routes["GET /v1/status"] = api.JSON(func(r *http.Request) (status, error) {
 		return status{
 			Version: version, Node: g.cfg.Node.Name, PID: os.Getpid(),

@@ -13,14 +13,19 @@ import (
 )
 
 // addNetwork adds the data path and, above it, the pod network.
-func (g *graph) addNetwork() error {
+func (g *graph) addNetwork(context.Context) error {
 	cfg := g.cfg.Network
 	dp, err := dataplane.New(g.cfg.Dataplane, dataplane.Deps{Log: g.log})
 	if err != nil {
 		return err
 	}
 	g.dataplane = dp
-	g.add("data path", func(ctx context.Context) error { return dp.SetNode(ctx, g.baseNode()) }, nil)
+	g.add("data path", func(ctx context.Context) error {
+		if err := dp.SetNode(ctx, g.baseNode()); err != nil {
+			return err
+		}
+		return dp.Start(ctx)
+	}, dp.Stop)
 	if !cfg.Enabled {
 		return nil
 	}
@@ -47,7 +52,7 @@ func (g *graph) baseNode() dataplane.Node {
 
 // addKubernetes adds the watcher of the API server or of a directory of
 // manifests. Without either, configuration alone says who the peers are.
-func (g *graph) addKubernetes() error {
+func (g *graph) addKubernetes(context.Context) error {
 	cfg := g.cfg.Kubernetes
 	if !cfg.Enabled() {
 		peers := g.configuredPeers()

@@ -22,7 +22,7 @@ const ifName = "eth0"
 // Network gives pods their network. Every verb may be called twice and out of
 // order; Detach of what was never attached succeeds.
 type Network interface {
-	Attach(ctx context.Context, r cni.Request) (cni.Result, error)
+	Attach(ctx context.Context, r cni.Request) (*cni.Result, error)
 	Detach(ctx context.Context, k cni.Key) error
 	// Status says why Attach would fail now, or nil.
 	Status(ctx context.Context) error

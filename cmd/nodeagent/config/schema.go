@@ -8,7 +8,9 @@ import (
 	"net/netip"
 
 	"github.com/nodeagent/nodeagent/cni"
+	"github.com/nodeagent/nodeagent/cri"
 	"github.com/nodeagent/nodeagent/cri/containerd"
+	"github.com/nodeagent/nodeagent/csi"
 	"github.com/nodeagent/nodeagent/dataplane"
 	"github.com/nodeagent/nodeagent/kube"
 )
@@ -21,9 +23,27 @@ type Configuration struct {
 	Node       Node              `yaml:"node"`
 	Log        Log               `yaml:"log"`
 	Containerd containerd.Config `yaml:"containerd"`
+	CRI        CRI               `yaml:"cri"`
 	Network    Network           `yaml:"network"`
 	Dataplane  dataplane.Config  `yaml:"dataplane"`
+	Storage    Storage           `yaml:"storage"`
 	Kubernetes kube.Config       `yaml:"kubernetes"`
+}
+
+// CRI is the kubelet's runtime and image service.
+type CRI struct {
+	// Enabled serves the CRI; false leaves pods to another runtime.
+	Enabled bool `yaml:"enabled"`
+
+	cri.Config `yaml:",inline"`
+}
+
+// Storage is the CSI driver.
+type Storage struct {
+	// Enabled serves volumes.
+	Enabled bool `yaml:"enabled"`
+
+	csi.Config `yaml:",inline"`
 }
 
 // Network is the pod network: addresses and links, and what of the data path
@@ -62,8 +82,10 @@ func Default() *Configuration {
 		Node:       defaultNode(),
 		Log:        Log{Level: "info", Format: "text"},
 		Containerd: containerd.Default(),
+		CRI:        CRI{Enabled: true, Config: cri.Default()},
 		Network:    Network{Enabled: true, Masquerade: true, Config: cni.Default()},
 		Dataplane:  dataplane.Default(),
+		Storage:    Storage{Enabled: true, Config: csi.Default()},
 		Kubernetes: kube.Default(),
 	}
 }
@@ -82,6 +104,7 @@ func (c *Configuration) complete() error {
 	if c.Kubernetes.NodeName == "" {
 		c.Kubernetes.NodeName = c.Node.Name
 	}
+	c.Storage.NodeName = c.Node.Name
 	sections := []struct {
 		name string
 		err  error
@@ -89,8 +112,10 @@ func (c *Configuration) complete() error {
 		{"node", c.Node.validate()},
 		{"log", c.Log.validate()},
 		{"containerd", c.Containerd.Validate()},
+		{"cri", c.CRI.Validate()},
 		{"network", c.Network.validate()},
 		{"dataplane", c.Dataplane.Validate()},
+		{"storage", c.Storage.Validate()},
 		{"kubernetes", c.Kubernetes.Validate()},
 	}
 	for _, s := range sections {
