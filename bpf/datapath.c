@@ -49,9 +49,9 @@ int from_pod(struct __sk_buff *skb)
 	if (!ret)
 		ret = spoof_pod(skb, &pkt);
 	if (!ret)
-		ret = conntrack(skb, &pkt);
+		ret = conntrack(&pkt);
 	if (!ret)
-		ret = service(skb, &pkt, SCOPE_CLUSTER);
+		ret = service(&pkt, SCOPE_CLUSTER);
 	if (!ret)
 		ret = forward(skb, &pkt);
 	return verdict(skb, &pkt, ret);
@@ -66,7 +66,7 @@ int to_pod(struct __sk_buff *skb)
 
 	ret = parse(skb, &pkt);
 	if (!ret)
-		ret = conntrack(skb, &pkt);
+		ret = conntrack(&pkt);
 	return verdict(skb, &pkt, ret);
 }
 
@@ -81,7 +81,7 @@ int from_net(struct __sk_buff *skb)
 	if (!ret)
 		ret = spoof_net(skb, &pkt);
 	if (!ret)
-		ret = conntrack(skb, &pkt);
+		ret = conntrack(&pkt);
 	if (!ret)
 		ret = forward(skb, &pkt);
 	return verdict(skb, &pkt, ret);

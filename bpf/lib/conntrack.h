@@ -108,12 +108,13 @@ static __always_inline __u32 ct_flags_of(const struct pkt *pkt)
 }
 
 /* Rare: the other record of a translated flow learns what this one saw. */
-static __noinline int ct_tell_other(const struct ct_value *v, __u32 flags)
+__noinline int ct_tell_other(const struct tuple *t, __u32 flags)
 {
 	struct tuple key;
 	struct ct_value *other;
 
-	ct_key(&key, &v->other);
+	NEED(t);
+	ct_key(&key, t);
 	other = bpf_map_lookup_elem(&ct, &key);
 	if (other)
 		__sync_fetch_and_or(&other->flags, flags & CT_SHARED);
@@ -134,7 +135,7 @@ static __always_inline void ct_touch(struct ct_value *v, const struct pkt *pkt)
 		return;
 	__sync_fetch_and_or(&v->flags, flags);
 	if (v->flags & CT_XLAT)
-		ct_tell_other(v, flags);
+		ct_tell_other(&v->other, flags);
 }
 
 /* A SYN that meets the record of a closed connection begins a new one. */
@@ -152,13 +153,13 @@ static __always_inline void ct_translate(const struct ct_value *v, struct pkt *p
 		pkt->n = v->other;
 }
 
-static __always_inline int conntrack(struct __sk_buff *skb, struct pkt *pkt)
+__noinline int conntrack(struct pkt *pkt)
 {
 	struct tuple key;
 	struct ct_value *v;
 	bool swapped;
 
-	(void)skb;
+	NEED(pkt);
 	swapped = ct_key(&key, &pkt->t);
 	v = bpf_map_lookup_elem(&ct, &key);
 	if (!v)
@@ -168,7 +169,7 @@ static __always_inline int conntrack(struct __sk_buff *skb, struct pkt *pkt)
 		pkt->reply = false;
 		return 0;
 	}
-	pkt->ct = v;
+	pkt->known = true;
 	if (!pkt->related)
 		ct_touch(v, pkt);
 	/*
@@ -194,11 +195,12 @@ static __always_inline void ct_fill(struct ct_value *v, const struct pkt *pkt)
 }
 
 /* The one record of a flow that is not translated. */
-static __noinline int ct_create_plain(const struct pkt *pkt)
+__noinline int ct_create_plain(const struct pkt *pkt)
 {
 	struct tuple key;
 	struct ct_value v = {};
 
+	NEED(pkt);
 	ct_fill(&v, pkt);
 	if (ct_key(&key, &pkt->t))
 		v.flags |= CT_SWAPPED;
@@ -211,12 +213,14 @@ static __noinline int ct_create_plain(const struct pkt *pkt)
  * port is reserved. Otherwise the source is still part of the tuple, so what
  * is there can only be an older flow of the same socket, which it replaces.
  */
-static __noinline int ct_create_secondary(const struct pkt *pkt)
+__noinline int ct_create_secondary(const struct pkt *pkt)
 {
-	__u64 how = pkt->ct_flags & CT_SNAT ? BPF_NOEXIST : BPF_ANY;
 	struct tuple key;
 	struct ct_value v = {};
+	__u64 how;
 
+	NEED(pkt);
+	how = pkt->ct_flags & CT_SNAT ? BPF_NOEXIST : BPF_ANY;
 	ct_fill(&v, pkt);
 	v.flags |= CT_XLAT | CT_SECONDARY;
 	if (ct_key(&key, &pkt->n))
@@ -226,11 +230,12 @@ static __noinline int ct_create_secondary(const struct pkt *pkt)
 }
 
 /* The record that packets of the original direction find. */
-static __noinline int ct_create_primary(const struct pkt *pkt)
+__noinline int ct_create_primary(const struct pkt *pkt)
 {
 	struct tuple key;
 	struct ct_value v = {};
 
+	NEED(pkt);
 	ct_fill(&v, pkt);
 	v.flags |= CT_XLAT;
 	if (ct_key(&key, &pkt->t))

@@ -37,3 +37,10 @@ static __always_inline bool endpoint_is_host(const struct endpoint *ep)
 {
 	return ep->flags & EP_HOST;
 }
+
+static __always_inline bool endpoint_host_at(const struct addr *a)
+{
+	struct endpoint *ep = endpoint_find(a);
+
+	return ep && endpoint_is_host(ep);
+}

@@ -58,10 +58,12 @@ static __always_inline void count(struct __sk_buff *skb, const struct pkt *pkt, 
 	c->bytes += skb->len;
 }
 
-static __noinline int emit(struct __sk_buff *skb, const struct pkt *pkt, __u8 reason)
+__noinline int emit(struct __sk_buff *skb, const struct pkt *pkt, __u32 reason)
 {
-	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	struct event *e;
 
+	NEED(pkt);
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
 	if (!e)
 		return 0;
 	e->t = pkt->t;
@@ -71,7 +73,7 @@ static __noinline int emit(struct __sk_buff *skb, const struct pkt *pkt, __u8 re
 	e->svc = pkt->svc;
 	e->len = skb->len;
 	e->hook = pkt->hook;
-	e->reason = reason;
+	e->reason = (__u8)reason;
 	e->tcp_flags = pkt->tcp_flags;
 	e->pad = 0;
 	bpf_ringbuf_submit(e, 0);

@@ -26,7 +26,7 @@ static __always_inline bool translated(const struct pkt *pkt)
 }
 
 /* The interface by which the kernel would send it; 0 when it would not. */
-static __noinline __u32 fib_oif(struct __sk_buff *skb, const struct pkt *pkt)
+static __always_inline __u32 fib_oif(struct __sk_buff *skb, const struct pkt *pkt)
 {
 	struct bpf_fib_lookup fib = { .ifindex = skb->ifindex };
 	long ret;
@@ -54,7 +54,7 @@ static __always_inline int forward_world(struct __sk_buff *skb, struct pkt *pkt)
 	struct addr *from;
 	__u32 oif;
 
-	if (pkt->ct)
+	if (pkt->known)
 		return pkt->ct_flags & (CT_SNAT | CT_OUTSIDE) ? FWD_WORLD : PASS_ROUTE;
 	if (pkt->hook != HOOK_POD)
 		return PASS_UNKNOWN;
@@ -70,30 +70,37 @@ static __always_inline int forward_world(struct __sk_buff *skb, struct pkt *pkt)
 	return FWD_WORLD;
 }
 
+static __always_inline int forward_route(struct pkt *pkt, const struct route *rt)
+{
+	pkt->oif = rt->oif;
+	pkt->next = rt->next;
+	if (rt->kind == ROUTE_NATIVE)
+		return FWD_NATIVE;
+	if (rt->kind != ROUTE_TUNNEL)
+		return PASS_ROUTE;
+	__builtin_memcpy(pkt->mac, rt->mac, sizeof(pkt->mac));
+	return FWD_TUNNEL;
+}
+
 static __always_inline int forward_to(struct __sk_buff *skb, struct pkt *pkt)
 {
+	struct endpoint *ep;
 	struct route *rt;
 
-	pkt->dst = endpoint_find(&pkt->n.dst);
-	if (pkt->dst)
-		return endpoint_is_host(pkt->dst) ? PASS_HOST : FWD_LOCAL;
+	ep = endpoint_find(&pkt->n.dst);
+	if (ep) {
+		pkt->host = endpoint_is_host(ep);
+		if (pkt->host)
+			return PASS_HOST;
+		pkt->dst_if = ep->ifindex;
+		__builtin_memcpy(pkt->mac, ep->mac, sizeof(pkt->mac));
+		return FWD_LOCAL;
+	}
 	/* We are nobody's router for what comes from outside. */
-	if (pkt->hook == HOOK_NET && !pkt->ct && !pkt->svc)
+	if (pkt->hook == HOOK_NET && !pkt->known && !pkt->svc)
 		return PASS_UNKNOWN;
 	rt = route_find(&pkt->n.dst);
-	if (!rt)
-		return forward_world(skb, pkt);
-	pkt->rt = rt;
-	switch (rt->kind) {
-	case ROUTE_NATIVE:
-		pkt->oif = rt->oif;
-		return FWD_NATIVE;
-	case ROUTE_TUNNEL:
-		pkt->oif = rt->oif;
-		return FWD_TUNNEL;
-	default:
-		return PASS_ROUTE;
-	}
+	return rt ? forward_route(pkt, rt) : forward_world(skb, pkt);
 }
 
 /* Errors about packets that we take past the kernel are still the kernel's to send. */
@@ -117,7 +124,7 @@ static __always_inline int forward_record(struct pkt *pkt)
 {
 	int ret = 0;
 
-	if (pkt->ct || pkt->related || pkt->frag)
+	if (pkt->known || pkt->related || pkt->frag)
 		return 0;
 	if (!addr_zero(&pkt->snat))
 		ret = snat(pkt);
@@ -128,16 +135,17 @@ static __always_inline int forward_record(struct pkt *pkt)
 	return ret ? ret : ct_create_primary(pkt);
 }
 
-static __always_inline int forward(struct __sk_buff *skb, struct pkt *pkt)
+__noinline int forward(struct __sk_buff *skb, struct pkt *pkt)
 {
 	int ret;
 
+	NEED(pkt);
 	pkt->act = (__u8)forward_to(skb, pkt);
 	ret = forward_fits(skb, pkt);
 	if (ret)
 		return ret;
 	/* Its own backend: it hears from the service's address, so that it answers there. */
-	if (!pkt->ct && pkt->src && pkt->dst && pkt->src->ifindex == pkt->dst->ifindex) {
+	if (!pkt->known && pkt->dst_if && pkt->src_if == pkt->dst_if) {
 		pkt->ct_flags |= CT_HAIRPIN;
 		pkt->n.src = pkt->t.dst;
 	}

@@ -112,10 +112,12 @@ static __always_inline int nat_echo(struct __sk_buff *skb, const struct pkt *pkt
 	return 0;
 }
 
-static __noinline int nat(struct __sk_buff *skb, const struct pkt *pkt)
+__noinline int nat(struct __sk_buff *skb, const struct pkt *pkt)
 {
-	int ret = pkt->v4 ? nat_addr4(skb, pkt) : nat_addr6(skb, pkt);
+	int ret;
 
+	NEED(pkt);
+	ret = pkt->v4 ? nat_addr4(skb, pkt) : nat_addr6(skb, pkt);
 	if (ret || pkt->frag)
 		return ret;
 	switch (pkt->t.proto) {
@@ -149,11 +151,7 @@ static __always_inline int ttl_less(struct __sk_buff *skb, const struct pkt *pkt
 }
 
 /* The link addresses of a frame. */
-static __always_inline int mac_write(struct __sk_buff *skb, const __u8 dst[6], const __u8 src[6])
+static __always_inline int mac_write(struct __sk_buff *skb, const __u8 mac[12])
 {
-	__u8 mac[12];
-
-	__builtin_memcpy(mac, dst, 6);
-	__builtin_memcpy(mac + 6, src, 6);
-	return bpf_skb_store_bytes(skb, 0, mac, sizeof(mac), 0) ? -DROP_REWRITE : 0;
+	return bpf_skb_store_bytes(skb, 0, mac, 12, 0) ? -DROP_REWRITE : 0;
 }

@@ -108,13 +108,15 @@ static __always_inline int parse_ip4(struct __sk_buff *skb, struct pkt *pkt)
 }
 
 /* Walks to the transport header; out of line because it is rare. */
-static __noinline int parse_ext(struct __sk_buff *skb, struct pkt *pkt)
+__noinline int parse_ext(struct __sk_buff *skb, struct pkt *pkt)
 {
 	struct ip6_ext ext;
 	struct ip6_frag frag;
-	__u32 off = pkt->l4;
+	__u32 off;
 	int i;
 
+	NEED(pkt);
+	off = pkt->l4;
 	for (i = 0; i < EXT_HEADERS; i++) {
 		switch (pkt->t.proto) {
 		case PROTO_HOPOPTS:
@@ -186,10 +188,11 @@ static __always_inline int parse_ip6(struct __sk_buff *skb, struct pkt *pkt)
 	return 0;
 }
 
-static __always_inline int parse(struct __sk_buff *skb, struct pkt *pkt)
+__noinline int parse(struct __sk_buff *skb, struct pkt *pkt)
 {
 	int ret;
 
+	NEED(pkt);
 	switch (skb->protocol) {
 	case ETHERTYPE_IP:
 		ret = parse_ip4(skb, pkt);

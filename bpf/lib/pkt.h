@@ -1,28 +1,32 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 #pragma once
 
-/* A packet on its way through the stages: filled by parse, read by all. */
+/*
+ * A packet on its way through the stages: filled by parse, read by all.
+ *
+ * Each stage is a global function, so the verifier walks it once and not once
+ * for every way that leads to it. That is why there are no pointers in here:
+ * to such a function the struct is plain memory. And why each stage asks
+ * whether it got one.
+ */
 
 #include "types.h"
 
-struct endpoint;
-struct ct_value;
-struct route;
-
 struct pkt {
-	struct tuple t;	      /* as on the wire */
-	struct tuple n;	      /* as it shall be on the wire */
-	struct endpoint *src; /* who sent it, if that is a pod of this node */
-	struct endpoint *dst; /* who owns n.dst, if this node */
-	struct ct_value *ct;  /* the flow it belongs to, if known */
-	struct route *rt;     /* how to reach n.dst, if that is known */
-	struct addr snat;     /* the address that a new flow leaves with; zero: its own */
-	__u32 oif;	      /* interface to leave by */
-	__u32 svc;	      /* id of the service that was addressed */
-	__u32 ct_flags;	      /* what the flow's record shall say */
-	__u16 l4;	      /* offset of the transport header */
-	__u8 hook;	      /* enum hook */
-	__u8 act;	      /* enum reason: where forward sends it */
+	struct tuple t;	  /* as on the wire */
+	struct tuple n;	  /* as it shall be on the wire */
+	struct addr next; /* next hop, or the tunnel's other end; zero: the FIB knows */
+	struct addr snat; /* the address that a new flow leaves with; zero: its own */
+	__u8 mac[12];	  /* link addresses, destination first, where we write them */
+	__u32 src_if;	  /* link of the pod that sent it, 0: no pod of this node */
+	__u32 dst_if;	  /* link of the pod that owns n.dst, 0: no pod of this node */
+	__u32 oif;	  /* interface to leave by */
+	__u32 svc;	  /* id of the service that was addressed */
+	__u32 ct_flags;	  /* what the flow's record says, or shall say */
+	__u32 rate;	  /* slot of the bandwidth that limits it */
+	__u16 l4;	  /* offset of the transport header */
+	__u8 hook;	  /* enum hook */
+	__u8 act;	  /* enum reason: where forward sends it */
 	__u8 ttl;
 	__u8 tcp_flags;
 	__u8 icmp_type;
@@ -30,6 +34,16 @@ struct pkt {
 	bool frag;    /* not the first fragment: no transport header */
 	bool first;   /* the first of several fragments */
 	bool related; /* an ICMP error: t is the flow that it is about, turned round */
+	bool known;   /* its flow has a record */
 	bool reply;   /* direction within its flow */
 	bool df;      /* must not be fragmented */
+	bool host;    /* n.dst is the node */
+	__u8 pad[5];
 };
+
+/* A stage that was called without a packet: cannot happen, has to be said. */
+#define NEED(pkt)                               \
+	do {                                    \
+		if (!(pkt))                     \
+			return -DROP_MALFORMED; \
+	} while (0)

@@ -59,7 +59,7 @@ static __always_inline int reject_room(struct __sk_buff *skb, __u32 room, __u32 
 	return bpf_skb_adjust_room(skb, (__s32)room, BPF_ADJ_ROOM_MAC, 0) ? -DROP_NO_REJECT : 0;
 }
 
-static __noinline int reject_ip4(struct __sk_buff *skb, const struct pkt *pkt)
+static __always_inline int reject_ip4(struct __sk_buff *skb, const struct pkt *pkt)
 {
 	struct reject4 h = {};
 	__u8 quote[REJECT_QUOTE4] = {};
@@ -88,7 +88,7 @@ static __noinline int reject_ip4(struct __sk_buff *skb, const struct pkt *pkt)
 	return bpf_skb_store_bytes(skb, ETH_LEN, &h, sizeof(h), 0) ? -DROP_NO_REJECT : 0;
 }
 
-static __noinline int reject_ip6(struct __sk_buff *skb, const struct pkt *pkt)
+static __always_inline int reject_ip6(struct __sk_buff *skb, const struct pkt *pkt)
 {
 	struct reject6 h = {};
 	__u8 quote[REJECT_QUOTE6] = {};
@@ -121,14 +121,17 @@ static __noinline int reject_ip6(struct __sk_buff *skb, const struct pkt *pkt)
 }
 
 /* Turns the frame round; the caller sends it back. */
-static __always_inline int reject(struct __sk_buff *skb, const struct pkt *pkt)
+__noinline int reject(struct __sk_buff *skb, const struct pkt *pkt)
 {
-	__u8 mac[12];
-	int ret = pkt->v4 ? reject_ip4(skb, pkt) : reject_ip6(skb, pkt);
+	__u8 mac[18];
+	int ret;
 
+	NEED(pkt);
+	ret = pkt->v4 ? reject_ip4(skb, pkt) : reject_ip6(skb, pkt);
 	if (ret)
 		return ret;
-	if (bpf_skb_load_bytes(skb, 0, mac, sizeof(mac)))
+	/* Twice the first half: what was the source is then followed by what was the target. */
+	if (bpf_skb_load_bytes(skb, 0, mac, 12) || bpf_skb_load_bytes(skb, 0, mac + 12, 6))
 		return -DROP_NO_REJECT;
-	return mac_write(skb, mac + 6, mac);
+	return mac_write(skb, mac + 6);
 }

@@ -216,12 +216,12 @@ static __always_inline struct svc_value *service_find(const struct pkt *pkt, __u
 
 	if (v)
 		return v;
-	if (pkt->dst && endpoint_is_host(pkt->dst))
+	if (endpoint_host_at(&pkt->t.dst))
 		return svc_at_node(&pkt->t.dst, pkt->t.dport, pkt->t.proto, scope);
 	return NULL;
 }
 
-static __noinline int service_translate(struct pkt *pkt, const struct svc_value *v)
+static __always_inline int service_translate(struct pkt *pkt, const struct svc_value *v)
 {
 	struct backend to;
 	int ret;
@@ -240,15 +240,15 @@ static __noinline int service_translate(struct pkt *pkt, const struct svc_value 
 	return 0;
 }
 
-static __always_inline int service(struct __sk_buff *skb, struct pkt *pkt, __u8 scope)
+__noinline int service(struct pkt *pkt, __u32 scope)
 {
 	struct svc_value *v;
 
-	(void)skb;
-	if (!cfg_services || pkt->ct)
+	NEED(pkt);
+	if (!cfg_services || pkt->known || pkt->frag || pkt->related)
 		return 0;
 	if (pkt->t.proto != PROTO_TCP && pkt->t.proto != PROTO_UDP && pkt->t.proto != PROTO_SCTP)
 		return 0;
-	v = service_find(pkt, scope);
+	v = service_find(pkt, (__u8)scope);
 	return v ? service_translate(pkt, v) : 0;
 }

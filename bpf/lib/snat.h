@@ -35,12 +35,14 @@ static __always_inline bool snat_keeps(const struct pkt *pkt)
  * never share one towards the same destination. Begins at a random port: what
  * a collision costs does not depend on what was given out before.
  */
-static __noinline int snat(struct pkt *pkt)
+__noinline int snat(struct pkt *pkt)
 {
 	__u32 range = (__u32)cfg_snat_max - cfg_snat_min + 1;
 	__u32 i, start = bpf_get_prandom_u32();
-	bool keep = snat_keeps(pkt);
+	bool keep;
 
+	NEED(pkt);
+	keep = snat_keeps(pkt);
 	pkt->n.src = pkt->snat;
 	pkt->ct_flags |= CT_SNAT;
 	for (i = 0; i < SNAT_TRIES; i++) {

@@ -89,12 +89,9 @@ static __always_inline bool sock_of_host(struct bpf_sock_addr *ctx)
 /* A port of the node is meant: by one of its addresses, or by its own loopback. */
 static __always_inline bool sock_to_node(struct bpf_sock_addr *ctx, const struct addr *a)
 {
-	struct endpoint *ep;
-
 	if (addr_loopback(a))
 		return sock_of_host(ctx);
-	ep = endpoint_find(a);
-	return ep && endpoint_is_host(ep);
+	return endpoint_host_at(a);
 }
 
 static __always_inline struct svc_value *sock_service(struct bpf_sock_addr *ctx,

@@ -10,12 +10,15 @@
 
 static __always_inline int spoof_pod(struct __sk_buff *skb, struct pkt *pkt)
 {
-	/* Routers are sought and groups joined from link-local and unset sources. */
+	struct endpoint *ep;
+
+	/* Groups are joined from link-local and unset sources. */
 	if (addr_multicast(&pkt->t.dst))
 		return -DROP_MULTICAST;
-	pkt->src = endpoint_find(&pkt->t.src);
-	if (!pkt->src || endpoint_is_host(pkt->src) || pkt->src->ifindex != skb->ifindex)
+	ep = endpoint_find(&pkt->t.src);
+	if (!ep || endpoint_is_host(ep) || ep->ifindex != skb->ifindex)
 		return -DROP_SPOOFED;
+	pkt->src_if = ep->ifindex;
 	return 0;
 }
 

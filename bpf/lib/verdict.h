@@ -31,16 +31,14 @@ static __always_inline long send_native(const struct pkt *pkt)
 {
 	struct bpf_redir_neigh nh = {};
 
-	if (!pkt->rt)
-		return ACT_SHOT;
-	if (addr_zero(&pkt->rt->next))
+	if (addr_zero(&pkt->next))
 		return bpf_redirect_neigh(pkt->oif, NULL, 0, 0);
-	if (addr_is4(&pkt->rt->next)) {
+	if (addr_is4(&pkt->next)) {
 		nh.nh_family = FAMILY_INET;
-		nh.ipv4_nh = addr_to4(&pkt->rt->next);
+		nh.ipv4_nh = addr_to4(&pkt->next);
 	} else {
 		nh.nh_family = FAMILY_INET6;
-		__builtin_memcpy(nh.ipv6_nh, &pkt->rt->next, 16);
+		__builtin_memcpy(nh.ipv6_nh, &pkt->next, 16);
 	}
 	return bpf_redirect_neigh(pkt->oif, &nh, sizeof(nh), 0);
 }
@@ -50,13 +48,13 @@ static __always_inline long send_tunnel(struct __sk_buff *skb, const struct pkt 
 	struct bpf_tunnel_key key = { .tunnel_id = cfg_vni, .tunnel_ttl = 64 };
 	__u64 flags = 0;
 
-	if (!pkt->rt || mac_write(skb, pkt->rt->mac, pkt->rt->smac))
+	if (mac_write(skb, pkt->mac))
 		return ACT_SHOT;
-	if (addr_is4(&pkt->rt->next)) {
-		key.remote_ipv4 = bpf_ntohl(addr_to4(&pkt->rt->next));
+	if (addr_is4(&pkt->next)) {
+		key.remote_ipv4 = bpf_ntohl(addr_to4(&pkt->next));
 		flags = BPF_F_ZERO_CSUM_TX;
 	} else {
-		__builtin_memcpy(key.remote_ipv6, &pkt->rt->next, 16);
+		__builtin_memcpy(key.remote_ipv6, &pkt->next, 16);
 		flags = BPF_F_TUNINFO_IPV6;
 	}
 	if (bpf_skb_set_tunnel_key(skb, &key, sizeof(key), flags))
@@ -66,11 +64,11 @@ static __always_inline long send_tunnel(struct __sk_buff *skb, const struct pkt 
 
 static __always_inline long send_local(struct __sk_buff *skb, const struct pkt *pkt)
 {
-	if (!pkt->dst || mac_write(skb, pkt->dst->mac, pkt->dst->hmac))
+	if (mac_write(skb, pkt->mac))
 		return ACT_SHOT;
 	if (pkt->hook == HOOK_TUN)
 		bpf_skb_change_type(skb, PKT_HOST);
-	return bpf_redirect_peer(pkt->dst->ifindex, 0);
+	return bpf_redirect_peer(pkt->dst_if, 0);
 }
 
 static __always_inline long send(struct __sk_buff *skb, const struct pkt *pkt)
@@ -105,17 +103,17 @@ static __always_inline int verdict_stop(struct __sk_buff *skb, struct pkt *pkt, 
 	return ACT_SHOT;
 }
 
-static __always_inline int verdict(struct __sk_buff *skb, struct pkt *pkt, int ret)
+__noinline int verdict(struct __sk_buff *skb, struct pkt *pkt, int ret)
 {
-	bool fresh = !pkt->ct;
 	long act;
 
+	NEED(pkt);
 	if (!ret && translated(pkt))
 		ret = nat(skb, pkt);
 	if (ret)
 		return verdict_stop(skb, pkt, ret);
 	count(skb, pkt, pkt->act);
-	if (cfg_flow_events && fresh)
+	if (cfg_flow_events && !pkt->known)
 		emit(skb, pkt, pkt->act);
 	act = send(skb, pkt);
 	if (act == ACT_SHOT)

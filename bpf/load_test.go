@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
+)
+
+var update = flag.Bool("update", false, "write golden files")
+
+func needRoot(tb testing.TB) {
+	tb.Helper()
+	if os.Geteuid() == 0 {
+		return
+	}
+	if os.Getenv("NODEAGENT_SKIP_ROOT") == "1" {
+		tb.Skip("needs root")
+	}
+	tb.Fatal("needs root (NODEAGENT_SKIP_ROOT=1 skips)")
+}
+
+// booleans are the features that are decided at load time.
+var booleans = []string{DatapathVarCfgServices, DatapathVarCfgFlowEvents}
+
+// load loads all programs, with small maps and the booleans of the mask set.
+func load(tb testing.TB, mask uint) *DatapathObjects {
+	tb.Helper()
+	needRoot(tb)
+	if err := rlimit.RemoveMemlock(); err != nil {
+		tb.Fatal(err)
+	}
+	spec, err := LoadDatapath()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	for i, name := range booleans {
+		if err := spec.Variables[name].Set(mask&(1<<i) != 0); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	for _, m := range spec.Maps {
+		if m.Type == ebpf.LRUHash || m.Type == ebpf.Array && m.MaxEntries > 1024 {
+			m.MaxEntries = 1024
+		}
+	}
+	var objs DatapathObjects
+	if err := spec.LoadAndAssign(&objs, nil); err != nil {
+		tb.Fatalf("%+v", err)
+	}
+	tb.Cleanup(func() { objs.Close() })
+	return &objs
+}
+
+// TestRootLoad loads every program under every combination of its booleans,
+// and compares how many instructions the verifier walks with what was accepted.
+func TestRootLoad(t *testing.T) {
+	const golden = "testdata/verified.txt"
+	var lines []string
+	for mask := range uint(1) << len(booleans) {
+		objs := load(t, mask)
+		var on []string
+		for i, name := range booleans {
+			if mask&(1<<i) != 0 {
+				on = append(on, strings.TrimPrefix(name, "cfg_"))
+			}
+		}
+		for name, prog := range map[string]*ebpf.Program{
+			"from_pod": objs.FromPod, "to_pod": objs.ToPod, "from_net": objs.FromNet,
+			"sock_connect4": objs.SockConnect4, "sock_connect6": objs.SockConnect6,
+			"sock_sendmsg4": objs.SockSendmsg4, "sock_recvmsg4": objs.SockRecvmsg4,
+		} {
+			info, err := prog.Info()
+			if err != nil {
+				t.Fatal(err)
+			}
+			n, _ := info.VerifiedInstructions()
+			lines = append(lines, fmt.Sprintf("%-14s %-28s %d", name, strings.Join(on, "+"), n))
+		}
+	}
+	slices.Sort(lines)
+	got := strings.Join(lines, "\n") + "\n"
+	if *update {
+		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("verified instructions changed (run with -update when that is meant):\n%s", got)
+	}
+}
