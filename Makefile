@@ -10,6 +10,8 @@ VERSION ?= v0.1.0-$(shell git rev-parse --short HEAD 2>/dev/null || echo devel)
 MODULE  := github.com/nodeagent/nodeagent
 LDFLAGS := -s -w -X main.version=$(VERSION)
 COMMANDS = $(notdir $(wildcard cmd/nodeagent*))
+# What the cluster of `make run` and of the black-box tests is made with; static, for web goes into an image.
+HARNESS = cd tests/e2e && CGO_ENABLED=0 go build -o ../../bin/ ./cmd/cluster ./cmd/web
 export PATH := $(TOOLS):$(PATH)
 
 .PHONY: help
@@ -52,16 +54,17 @@ test-root: ## run the tests that need root, each in namespaces of its own
 
 .PHONY: test-e2e
 test-e2e: build ## run the black-box tests on a real one-node cluster (root)
+	@$(HARNESS)
 	cd tests/e2e && go test -timeout 20m $(if $(RUN),-run '$(RUN)') -v ./...
 
 .PHONY: run
 run: build ## start a one-node cluster with a demo in namespaces of its own (DETACH=1 leaves it in the background)
-	@cd tests/e2e && go build -o ../../bin/cluster ./cmd/cluster
+	@$(HARNESS)
 	@bin/cluster demo $(if $(DETACH),--detach) $(ARGS)
 
 .PHONY: stop
 stop: ## end the cluster that make run DETACH=1 left
-	@test -x bin/cluster || (cd tests/e2e && go build -o ../../bin/cluster ./cmd/cluster)
+	@test -x bin/cluster || { $(HARNESS); }
 	@bin/cluster down $(ARGS)
 
 .PHONY: bench

@@ -25,10 +25,13 @@ type Box struct {
 	// PID is the init's process id as the machine sees it.
 	PID int
 
-	pidfd int
-	init  *exec.Cmd
-	life  *os.File
-	procs []*Proc
+	// cgroup is where the box's processes are in the v2 hierarchy; empty: where
+	// the harness is.
+	cgroup string
+	pidfd  int
+	init   *exec.Cmd
+	life   *os.File
+	procs  []*Proc
 }
 
 // boxSpec is what the init is told.
@@ -133,8 +136,18 @@ func (b *Box) Command(ctx context.Context, name string, args ...string) *exec.Cm
 	return cmd
 }
 
-// Start starts a prepared command in all namespaces of the box.
-func (b *Box) Start(cmd *exec.Cmd) error { return b.inside(boxNamespaces, cmd.Start) }
+// Start starts a prepared command in all namespaces of the box, and in its cgroup.
+func (b *Box) Start(cmd *exec.Cmd) error {
+	if b.cgroup != "" {
+		dir, err := os.Open(b.cgroup)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = dir.Close() }()
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(dir.Fd())
+	}
+	return b.inside(boxNamespaces, cmd.Start)
+}
 
 // Run runs a program in the box and returns what it printed; the error of a
 // program that fails has its last words.

@@ -55,6 +55,9 @@ func (c *Cluster) startNode(ctx context.Context, i int) error {
 	}
 	c.onDown(n.Close)
 	c.Nodes = append(c.Nodes, n)
+	if err := n.makeCgroups(); err != nil {
+		return err
+	}
 	if err := c.plug(ctx, n.Box, n.IP4, n.IP6); err != nil {
 		return err
 	}
@@ -149,13 +152,28 @@ func (n *Node) socketUp(ctx context.Context, path string, p *Proc) error {
 	}, p)
 }
 
-// CgroupRoot is the node's subtree in every cgroup hierarchy.
+// CgroupRoot is the node's subtree in every cgroup hierarchy: "pods" below it is the
+// kubelet's, "system" has the node's own programs in the v2 hierarchy.
 func (n *Node) CgroupRoot() string { return cgroupName(n.c.dir) + "/" + n.Name }
 
-func (n *Node) startKubelet() error {
-	if err := makeCgroup(n.CgroupRoot()); err != nil {
+// UnifiedCgroup is the cgroup v2 directory that every process of the node, its pods'
+// included, is in: BPF programs on it see this node and no other.
+func (n *Node) UnifiedCgroup() string { return filepath.Join(unifiedRoot(), n.CgroupRoot()) }
+
+func (n *Node) makeCgroups() error {
+	for _, h := range hierarchies() {
+		if err := makeCgroup(h, n.CgroupRoot()+"/pods"); err != nil {
+			return err
+		}
+	}
+	if err := makeCgroup(unifiedRoot(), n.CgroupRoot()+"/system"); err != nil {
 		return err
 	}
+	n.cgroup = filepath.Join(n.UnifiedCgroup(), "system")
+	return nil
+}
+
+func (n *Node) startKubelet() error {
 	k := n.c.pki.path
 	cfg := map[string]any{
 		"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
@@ -168,7 +186,7 @@ func (n *Node) startKubelet() error {
 		"tlsCertFile":   k("kubelet-" + n.Name + ".crt"), "tlsPrivateKeyFile": k("kubelet-" + n.Name + ".key"),
 		"containerRuntimeEndpoint": "unix://" + n.CRISocket(),
 		"clusterDNS":               []string{clusterDNS}, "clusterDomain": clusterDomain, "resolvConf": "/etc/resolv.conf",
-		"failCgroupV1": false, "cgroupDriver": "cgroupfs", "cgroupRoot": "/" + n.CgroupRoot(),
+		"failCgroupV1": false, "cgroupDriver": "cgroupfs", "cgroupRoot": "/" + n.CgroupRoot() + "/pods",
 		"failSwapOn": false, "oomScoreAdj": 0, "maxOpenFiles": 20000, "maxPods": 250,
 		"serializeImagePulls": false, "maxParallelImagePulls": 5, "registryPullQPS": 0, "eventRecordQPS": 0,
 		"kubeAPIQPS": 100, "kubeAPIBurst": 200, "runtimeRequestTimeout": "2m0s",

@@ -63,6 +63,8 @@ func (n *Node) startAgent() error {
 		"node":       map[string]any{"name": n.Name},
 		"log":        map[string]any{"level": "debug"},
 		"containerd": map[string]any{"managed": true},
+		"dataplane":  map[string]any{"cgroup": n.UnifiedCgroup()},
+		"kubernetes": map[string]any{"kubeconfig": "/etc/nodeagent/kubeconfig"},
 	}
 	maps.Copy(cfg, n.c.AgentExtra)
 	if err := n.writeYAML(agentConfig, cfg); err != nil {

@@ -117,6 +117,9 @@ func startTime(pid int) (uint64, error) {
 	}
 	_, rest, ok := strings.Cut(string(data), ") ")
 	f := strings.Fields(rest)
+	if ok && strings.HasPrefix(rest, "Z") {
+		return 0, fmt.Errorf("process %d: %w", pid, fs.ErrNotExist) // dead, its parent has not noticed
+	}
 	if !ok || len(f) < 20 {
 		return 0, fmt.Errorf("process %d: odd stat line", pid)
 	}
@@ -188,78 +191,6 @@ func loopsIn(dir string) map[string]string {
 		}
 	}
 	return out
-}
-
-// hierarchies lists the mounted cgroup hierarchies: one on v2, several on v1.
-func hierarchies() []string {
-	const root = "/sys/fs/cgroup"
-	if _, err := os.Stat(filepath.Join(root, "cgroup.controllers")); err == nil {
-		return []string{root}
-	}
-	var out []string
-	dirs, _ := os.ReadDir(root)
-	for _, d := range dirs {
-		if d.IsDir() {
-			out = append(out, filepath.Join(root, d.Name()))
-		}
-	}
-	return out
-}
-
-// makeCgroup makes name in every hierarchy, ready to hold pods.
-func makeCgroup(name string) error {
-	for _, h := range hierarchies() {
-		dir := h
-		for part := range strings.SplitSeq(name, "/") {
-			parent := dir
-			dir = filepath.Join(dir, part)
-			if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-				return err
-			}
-			for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
-				data, err := os.ReadFile(filepath.Join(parent, f))
-				if err != nil {
-					continue // not the cpuset hierarchy
-				}
-				if err := os.WriteFile(filepath.Join(dir, f), data, 0); err != nil {
-					return err
-				}
-			}
-		}
-	}
-	return nil
-}
-
-// removeCgroups removes name and all below it from every hierarchy. A process
-// that is still ending holds its cgroup for a moment.
-func removeCgroups(ctx context.Context, name string) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, 10*time.Second, errors.New("cgroups are still in use"))
-	defer cancel()
-	return waitFor(ctx, func(context.Context) error {
-		var errs []error
-		for _, h := range hierarchies() {
-			errs = append(errs, removeTree(filepath.Join(h, name)))
-		}
-		return errors.Join(errs...)
-	})
-}
-
-// removeTree removes a directory of directories from the leaves up.
-func removeTree(dir string) error {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	errs := []error{err}
-	for _, e := range entries {
-		if e.IsDir() {
-			errs = append(errs, removeTree(filepath.Join(dir, e.Name())))
-		}
-	}
-	if err := unix.Rmdir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		errs = append(errs, fmt.Errorf("remove cgroup %s: %w", dir, err))
-	}
-	return errors.Join(errs...)
 }
 
 // keepLogs copies the logs of a cluster that failed out of the directory that is
