@@ -214,6 +214,16 @@ func (r *rig) noLeftovers() {
 	if err != nil || len(keys) != 0 {
 		r.t.Errorf("snapshots left in containerd: %v, %v", keys, err)
 	}
+	kept, err := r.containerd.KeptTasks(ctx)
+	if err != nil || len(kept) != 0 {
+		r.t.Errorf("kept tasks left in containerd: %v, %v", kept, err)
+	}
+	r.noCgroups()
+}
+
+// noCgroups removes the test's cgroup, which must be empty.
+func (r *rig) noCgroups() {
+	r.t.Helper()
 	for _, ctl := range []string{"memory", "pids", "cpu", "freezer", ""} {
 		dir := filepath.Join("/sys/fs/cgroup", ctl, r.cgroup)
 		entries, err := os.ReadDir(dir)

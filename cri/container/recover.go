@@ -140,6 +140,13 @@ func (m *Manager) prune(ctx context.Context) error {
 			}
 		}
 	}
+	kept, err := m.deps.Containerd.KeptTasks(ctx)
+	errs = append(errs, err)
+	for _, id := range kept {
+		if c, ok := m.deps.Store.Containers.Get(id); !ok || c.State == store.ContainerExited {
+			errs = append(errs, m.deps.Containerd.ReleaseTask(ctx, id))
+		}
+	}
 	entries, err := os.ReadDir(m.cfg.RootDir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		errs = append(errs, fmt.Errorf("look for leftovers of containers: %w", err))

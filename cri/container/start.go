@@ -9,6 +9,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -79,7 +80,7 @@ func (m *Manager) run(ctx context.Context, c *store.Container) (*life, error) {
 	if err != nil {
 		return l, err
 	}
-	pid, err := m.deps.Containerd.CreateTask(ctx, c.ID, h.Runtime, rootfs, s.Paths())
+	pid, err := m.createTask(ctx, c.ID, h.Runtime, rootfs, s.Paths())
 	if err != nil {
 		return l, err
 	}
@@ -102,6 +103,15 @@ func (m *Manager) run(ctx context.Context, c *store.Container) (*life, error) {
 	return l, nil
 }
 
+// createTask makes the task, and beside it the record that keeps it over a
+// restart of containerd.
+func (m *Manager) createTask(ctx context.Context, id string, r containerd.Runtime, rootfs []mount.Mount, s containerd.Streams) (uint32, error) {
+	kept := make(chan error, 1)
+	go func() { kept <- m.deps.Containerd.KeepTask(ctx, id, r) }()
+	pid, err := m.deps.Containerd.CreateTask(ctx, id, r, rootfs, s)
+	return pid, errors.Join(err, <-kept)
+}
+
 // clean takes back what a failed start has done.
 func (m *Manager) clean(ctx context.Context, id string, l *life) {
 	if l == nil {
@@ -120,6 +130,13 @@ func (m *Manager) clean(ctx context.Context, id string, l *life) {
 
 // killTask ends and removes a task in whatever state; the absent is removed already.
 func (m *Manager) killTask(ctx context.Context, id string) error {
+	if err := m.endTask(ctx, id); err != nil {
+		return err
+	}
+	return m.deps.Containerd.ReleaseTask(ctx, id)
+}
+
+func (m *Manager) endTask(ctx context.Context, id string) error {
 	_, err := m.deps.Containerd.DeleteTask(ctx, id)
 	if err == nil || errdefs.IsNotFound(err) {
 		return nil

@@ -100,6 +100,9 @@ func (m *Manager) exited(ctx context.Context, l *life, exit containerd.Exit) err
 		return err
 	}
 	m.end(l)
+	if err := m.deps.Containerd.ReleaseTask(ctx, l.id); err != nil { // remove does it again
+		m.deps.Log.DebugContext(ctx, "record of an ended task stays", "container", l.id, "err", err)
+	}
 	m.deps.Notify(done, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	return nil
 }
