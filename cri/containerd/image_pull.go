@@ -88,7 +88,7 @@ func (c *Client) PullImage(ctx context.Context, p Pull) (ImageRecord, error) {
 // credentials adapts a function to what the transfer service asks.
 type credentials func(host string) (user, secret string, err error)
 
-var _ registry.CredentialHelper = (credentials)(nil)
+var _ registry.CredentialHelper = credentials(nil)
 
 // GetCredentials implements registry.CredentialHelper. An error must become an
 // empty answer: the service's stream has no other, and would wait for ever.

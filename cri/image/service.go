@@ -147,7 +147,9 @@ type Deps struct {
 	Snapshots Snapshots
 	// Snapshotter is the default snapshotter.
 	Snapshotter string
-	Log         *slog.Logger
+	// KnownHandler says whether a runtime handler is configured; nil: all are.
+	KnownHandler func(handler string) bool
+	Log          *slog.Logger
 }
 
 // Service implements the CRI's ImageService.
@@ -158,9 +160,17 @@ type Service struct {
 	deps  Deps
 	log   *slog.Logger
 	index *index
+	usage *usage
+	board board
+	slots chan struct{} // nil: no limit on parallel pulls
 
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
+
+	// mu guards the pulls in flight.
+	mu     sync.Mutex
+	runCtx context.Context //nolint:containedctx // the life of the service, which pulls outlive their callers in
+	pulls  map[string]*pulling
 }
 
 var _ runtimeapi.ImageServiceServer = (*Service)(nil)
@@ -170,7 +180,11 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Service{
-		cfg: cfg, deps: deps, log: deps.Log, index: newIndex(),
-	}, nil
+	s := &Service{
+		cfg: cfg, deps: deps, log: deps.Log, index: newIndex(), usage: newUsage(), pulls: map[string]*pulling{},
+	}
+	if cfg.MaxParallelPulls > 0 {
+		s.slots = make(chan struct{}, cfg.MaxParallelPulls)
+	}
+	return s, nil
 }

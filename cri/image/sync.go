@@ -4,6 +4,7 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -22,7 +23,11 @@ func (s *Service) Start(ctx context.Context) error {
 	}
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	s.cancel = cancel
+	s.mu.Lock()
+	s.runCtx = run
+	s.mu.Unlock()
 	s.wg.Go(func() { s.watch(run) })
+	s.wg.Go(func() { s.measureLoop(run) })
 	return nil
 }
 
@@ -59,7 +64,7 @@ func (s *Service) watch(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			err = s.resync(ctx)
+			err = errors.Join(s.resync(ctx), s.sweep(ctx))
 		case name := <-changes:
 			if name == "" {
 				err = s.resync(ctx)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -243,5 +244,5 @@ func (c *capture) Write(p []byte) (int, error) {
 func (c *capture) bytes() []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.buf[:len(c.buf):len(c.buf)]
+	return slices.Clip(c.buf)
 }

@@ -161,7 +161,7 @@ func (h *Hub) Attach(ctx context.Context, s Streams) error {
 
 	// The copy of the input ends at the latest when the library closes the
 	// connection after our return; nobody can interrupt a Read.
-	inputEnded := make(chan error, 1)
+	inputEnded := make(chan bool, 1)
 	if s.Stdin != nil && h.ctl.Stdin != nil {
 		go func() { inputEnded <- h.copyInput(ctx, s) }()
 	}
@@ -175,20 +175,21 @@ func (h *Hub) Attach(ctx context.Context, s Streams) error {
 }
 
 // deliver writes the queue to the client.
-func (c *client) deliver(ctx context.Context, inputEnded <-chan error, inputOnly bool) error {
+func (c *client) deliver(ctx context.Context, inputEnded <-chan bool, inputOnly bool) error {
 	for {
 		select {
 		case item := <-c.queue:
-			if c.write(item) != nil {
-				return nil // the client has gone
+			if !c.write(item) {
+				return nil
 			}
 		case <-c.end:
-			return c.rest()
+			c.rest()
+			return nil
 		case <-c.slow:
 			return ErrSlow
-		case err := <-inputEnded:
+		case goes := <-inputEnded:
 			inputEnded = nil
-			if inputOnly || err != nil {
+			if inputOnly || !goes {
 				return nil
 			}
 		case <-ctx.Done():
@@ -198,36 +199,39 @@ func (c *client) deliver(ctx context.Context, inputEnded <-chan error, inputOnly
 }
 
 // rest delivers what was queued before the end.
-func (c *client) rest() error {
+func (c *client) rest() {
 	for {
 		select {
 		case item := <-c.queue:
-			if c.write(item) != nil {
-				return nil
+			if !c.write(item) {
+				return
 			}
 		default:
-			return nil
+			return
 		}
 	}
 }
 
-func (c *client) write(item chunk) error {
+// write gives one chunk to the client; false when the client has gone.
+func (c *client) write(item chunk) bool {
 	w := c.s.Stdout
 	if item.stderr {
 		w = c.s.Stderr
 	}
 	_, err := w.Write(item.data)
-	return err
+	return err == nil
 }
 
-// copyInput copies the client's input; an error means that the client has
-// gone, nil that it only closed its input.
-func (h *Hub) copyInput(ctx context.Context, s Streams) error {
+// copyInput copies the client's input and says whether the session goes on
+// without it: when the input was the container's only one and has ended for
+// the container too. Otherwise the end of the input is the only sign that a
+// client without a terminal has gone.
+func (h *Hub) copyInput(ctx context.Context, s Streams) bool {
 	_, err := io.Copy(h.ctl.Stdin, s.Stdin)
-	if h.ctl.StdinOnce && !s.TTY && h.ctl.CloseStdin != nil {
-		return errors.Join(err, h.ctl.CloseStdin(ctx))
+	if !h.ctl.StdinOnce || s.TTY || h.ctl.CloseStdin == nil {
+		return false
 	}
-	return err
+	return h.ctl.CloseStdin(ctx) == nil && err == nil
 }
 
 // resize passes on the terminal's sizes.

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package image_test
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/nodeagent/nodeagent/cri/containerd"
+	"github.com/nodeagent/nodeagent/cri/image"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("internal/poll.runtime_pollWait"))
+}
+
+// needRoot fails without root, or skips when that was asked for.
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Getuid() == 0 {
+		return
+	}
+	if os.Getenv("NODEAGENT_SKIP_ROOT") == "1" {
+		t.Skip("needs root, and NODEAGENT_SKIP_ROOT=1")
+	}
+	t.Fatal("needs root; set NODEAGENT_SKIP_ROOT=1 to leave the root tests out")
+}
+
+// node is a real containerd with the image service on it.
+type node struct {
+	ctrd     *containerd.Client
+	images   *image.Service
+	cfg      image.Config
+	socket   string
+	hostsDir string
+}
+
+func startContainerd(t *testing.T) containerd.Config {
+	t.Helper()
+	needRoot(t)
+	dir := t.TempDir()
+	cache := os.Getenv("NODEAGENT_CACHE")
+	if cache == "" {
+		cache = "/var/cache/nodeagent"
+	}
+	cfg := containerd.Default()
+	cfg.Managed = true
+	cfg.Path = filepath.Join(cache, "bin")
+	cfg.Address = filepath.Join(dir, "c.sock")
+	cfg.Root = filepath.Join(dir, "root")
+	cfg.State = filepath.Join(dir, "state")
+	sup, err := containerd.NewSupervisor(cfg, containerd.SupervisorDeps{Log: slog.New(slog.DiscardHandler), Dir: filepath.Join(dir, "sup")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sup.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := sup.Stop(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return cfg
+}
+
+// newNode starts containerd and the service.
+func newNode(t *testing.T, change ...func(*image.Config)) *node {
+	t.Helper()
+	ccfg := startContainerd(t)
+	n := &node{socket: ccfg.Address, hostsDir: t.TempDir()}
+	n.ctrd = connect(t, ccfg)
+	n.cfg = image.Default()
+	n.cfg.HostsDir = n.hostsDir
+	n.cfg.StateDir = t.TempDir()
+	n.cfg.UsageInterval = 50 * time.Millisecond
+	for _, f := range change {
+		f(&n.cfg)
+	}
+	n.start(t)
+	return n
+}
+
+func connect(t *testing.T, cfg containerd.Config) *containerd.Client {
+	t.Helper()
+	c, err := containerd.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Stop(context.Background()) })
+	return c
+}
+
+func (n *node) start(t *testing.T) {
+	t.Helper()
+	s, err := image.New(n.cfg, image.Deps{
+		Records: n.ctrd, Puller: n.ctrd, Snapshots: n.ctrd, Snapshotter: "overlayfs",
+		KnownHandler: func(h string) bool { return h == "runc" },
+		Log:          slog.New(slog.NewTextHandler(&testLog{t: t}, nil)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	n.images = s
+	t.Cleanup(func() {
+		if err := s.Stop(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// testLog writes into the test's log for as long as the test lives.
+type testLog struct {
+	mu sync.Mutex
+	t  *testing.T
+}
+
+func (l *testLog) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.t.Context().Err() == nil {
+		l.t.Logf("%s", p)
+	}
+	return len(p), nil
+}
+
+// eventually waits for a condition, a minute at most.
+func eventually(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !cond() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+func pullRequest(ref string, auth *runtimeapi.AuthConfig) *runtimeapi.PullImageRequest {
+	return &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}, Auth: auth}
+}
