@@ -3,8 +3,6 @@
 package kube
 
 import (
-	"net/http"
-	"os"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -14,15 +12,4 @@ import (
 
 var shared kubetest.Shared
 
-func TestMain(m *testing.M) {
-	code := m.Run()
-	shared.Close()
-	http.DefaultClient.CloseIdleConnections()
-	if code == 0 {
-		if err := goleak.Find(); err != nil {
-			_, _ = os.Stderr.WriteString(err.Error() + "\n")
-			code = 1
-		}
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { goleak.VerifyTestMain(shared.Main(m)) }

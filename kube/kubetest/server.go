@@ -21,6 +21,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -46,6 +47,7 @@ type Server struct {
 	port      int
 	etcdPort  int
 	etcd, api *process
+	manager   *process
 }
 
 // Start runs etcd and an API server whose files are in dir.
@@ -97,8 +99,26 @@ func (s *Server) StartAPI(ctx context.Context) error {
 // StopAPI ends the API server and leaves etcd and its objects.
 func (s *Server) StopAPI() error { return s.api.stop() }
 
-// Stop ends both.
-func (s *Server) Stop() error { return errors.Join(s.api.stop(), s.etcd.stop()) }
+// StartControllers runs kube-controller-manager with the named controllers
+// alone, once.
+func (s *Server) StartControllers(names ...string) error {
+	if s.manager != nil {
+		return nil
+	}
+	kubeconfig, err := s.Kubeconfig("manager", AdminToken, "")
+	if err != nil {
+		return err
+	}
+	s.manager, err = run(s.dir, "kube-controller-manager", "--kubeconfig="+kubeconfig,
+		"--controllers="+strings.Join(names, ","), "--leader-elect=false", "--secure-port=0",
+		"--pvclaimbinder-sync-period=1s", "--kube-api-qps=500", "--kube-api-burst=500", "--v=0")
+	return err
+}
+
+// Stop ends all.
+func (s *Server) Stop() error {
+	return errors.Join(s.manager.stop(), s.api.stop(), s.etcd.stop())
+}
 
 // Addr is where the API server listens.
 func (s *Server) Addr() string { return addr(s.port) }

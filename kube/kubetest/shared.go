@@ -13,7 +13,7 @@ import (
 )
 
 // Shared is one server for all tests of a package: it starts with the first
-// that asks, and ends with the package (Close, from TestMain).
+// that asks, and ends with the package (see Main).
 type Shared struct {
 	mu     sync.Mutex
 	server *Server
@@ -26,12 +26,12 @@ func (s *Shared) Get(t *testing.T) (*Server, kubernetes.Interface) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.server == nil {
+		//nolint:usetesting // the server outlives the test
 		dir, err := os.MkdirTemp("", "kubetest-")
 		if err != nil {
 			t.Fatal(err)
 		}
 		s.dir = dir
-		// Not the test's context: the server outlives the test.
 		if s.server, err = Start(context.WithoutCancel(t.Context()), dir); err != nil {
 			t.Fatal(err)
 		}
@@ -43,8 +43,24 @@ func (s *Shared) Get(t *testing.T) (*Server, kubernetes.Interface) {
 	return s.server, client
 }
 
-// Close ends the server if there is one.
-func (s *Shared) Close() {
+// Main is m with the server's end after it, for a TestMain that looks for
+// leaks: goleak.VerifyTestMain(shared.Main(m)).
+func (s *Shared) Main(m *testing.M) *Main { return &Main{m: m, shared: s} }
+
+// Main runs a package's tests and then ends the server.
+type Main struct {
+	m      *testing.M
+	shared *Shared
+}
+
+// Run runs the tests.
+func (m *Main) Run() int {
+	code := m.m.Run()
+	m.shared.close()
+	return code
+}
+
+func (s *Shared) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.server != nil {
