@@ -66,13 +66,20 @@ func (n *Network) attachLocked(ctx context.Context, req Request, pool string, ns
 	if err := n.queue.Forget(req.ContainerID, req.IfName); err != nil {
 		return nil, fmt.Errorf("forget an older delete: %w", err)
 	}
-	rec := n.newRecord(req, ns)
-	if err := n.runSteps(ctx, n.attachSteps(&rec, pool, ns)); err != nil {
-		return nil, n.noteUndone(rec, err)
+	res, err := n.claim(ctx, req, pool, ns)
+	if err != nil {
+		return nil, err
 	}
-	n.log.InfoContext(ctx, "pod attached", "attachment", req.Key, "pod_namespace", req.Pod.Namespace, "pod_name", req.Pod.Name,
-		"addrs", rec.Result.Addrs, "host_interface", rec.Result.HostIfName)
-	return &rec.Result, nil
+	if res == nil {
+		rec := n.newRecord(req, ns)
+		if err := n.runSteps(ctx, n.attachSteps(&rec, pool, ns)); err != nil {
+			return nil, n.noteUndone(rec, err)
+		}
+		res = &rec.Result
+	}
+	n.log.InfoContext(ctx, "pod attached", "attachment", req.Key, "pod_namespace", req.Pod.Namespace,
+		"pod_name", req.Pod.Name, "addrs", res.Addrs, "host_interface", res.HostIfName)
+	return res, nil
 }
 
 // openPod opens a pod's namespace; the host's own is none.
@@ -93,7 +100,7 @@ func (n *Network) newRecord(req Request, ns *netns.NS) record {
 		mac = req.MAC
 	}
 	return record{
-		State: statePending, Request: req, NetNSInode: ns.Inode(), Endpoint: req.String(), Since: n.deps.Now(),
+		State: statePending, Request: req, NetNSInode: ns.Inode(), Since: n.deps.Now(),
 		Result: Result{
 			Key: req.Key, NetNS: req.NetNS, MAC: mac, HostMAC: hostMAC,
 			HostIfName: link.HostName(n.cfg.LinkPrefix, req.String()), MTU: n.currentMTU().device,
@@ -120,7 +127,7 @@ func (n *Network) attachSteps(rec *record, pool string, ns *netns.NS) []step {
 		{
 			name: "endpoint",
 			do:   func(ctx context.Context) error { return n.dp.UpdateEndpoint(ctx, endpoint(*rec)) },
-			undo: func(ctx context.Context) error { return n.dp.DeleteEndpoint(ctx, rec.Endpoint) },
+			undo: func(ctx context.Context) error { return n.dp.DeleteEndpoint(ctx, rec.Request.String()) },
 		},
 		{
 			name: "enable",
@@ -230,7 +237,7 @@ func protocolNumber(name string) uint8 {
 // endpoint returns the attachment as the data path sees it.
 func endpoint(rec record) dataplane.Endpoint {
 	ep := dataplane.Endpoint{
-		ID: rec.Endpoint, Namespace: rec.Request.Pod.Namespace, Name: rec.Request.Pod.Name,
+		ID: rec.Request.String(), Namespace: rec.Request.Pod.Namespace, Name: rec.Request.Pod.Name,
 		IfIndex: rec.Result.HostIfIndex, IfName: rec.Result.HostIfName,
 		MAC: rec.Result.MAC, HostMAC: rec.Result.HostMAC,
 		IngressRate: rec.Request.Bandwidth.IngressRate / bitsPerByte,

@@ -10,7 +10,7 @@ import (
 // BenchmarkRootAttach measures an attach and a detach in process; namespaces
 // are made outside the measured time.
 func BenchmarkRootAttach(b *testing.B) {
-	l := newLab(b, nil)
+	l := newLab(b, func(c *Config) { c.Quarantine = 0 })
 	i := 0
 	b.Run("attach", func(b *testing.B) {
 		for b.Loop() {
@@ -27,6 +27,26 @@ func BenchmarkRootAttach(b *testing.B) {
 				b.Fatal(err)
 			}
 			if err := l.net.wire.Reap(b.Context()); err != nil {
+				b.Fatal(err)
+			}
+			b.StartTimer()
+		}
+	})
+	b.Run("claim", func(b *testing.B) {
+		for b.Loop() {
+			b.StopTimer()
+			pod := newNS(b)
+			i++
+			req := Request{Key: Key{fmt.Sprintf("pod-%d", i), "eth0"}, NetNS: pod}
+			if err := l.net.Warm(b.Context(), Key{fmt.Sprintf("warm-%d", i), "eth0"}, pod); err != nil {
+				b.Fatal(err)
+			}
+			b.StartTimer()
+			if _, err := l.net.Attach(b.Context(), req); err != nil {
+				b.Fatal(err)
+			}
+			b.StopTimer()
+			if err := l.net.Detach(b.Context(), req.Key); err != nil {
 				b.Fatal(err)
 			}
 			b.StartTimer()

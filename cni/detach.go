@@ -39,7 +39,7 @@ func (n *Network) detachIf(ctx context.Context, k Key, still func(record) bool) 
 	}
 	if !ok {
 		// A link without a record is what a crash can leave at most.
-		rec = record{Request: Request{Key: k}, Endpoint: k.String()}
+		rec = record{Request: Request{Key: k}}
 		rec.Result.HostIfName = link.HostName(n.cfg.LinkPrefix, k.String())
 	}
 	if err := n.detachLocked(ctx, rec); err != nil {
@@ -64,7 +64,7 @@ func (n *Network) detachLocked(ctx context.Context, rec record) error {
 			rec.State = stateDeleting
 			return n.records.put(rec)
 		}},
-		{name: "endpoint", do: func(ctx context.Context) error { return n.dp.DeleteEndpoint(ctx, rec.Endpoint) }},
+		{name: "endpoint", do: func(ctx context.Context) error { return n.dp.DeleteEndpoint(ctx, key.String()) }},
 		{name: "retire", do: func(ctx context.Context) error {
 			found, err := n.wire.Retire(ctx, rec.Result.HostIfName)
 			if found {

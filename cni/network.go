@@ -111,7 +111,7 @@ func New(cfg Config, deps Deps) (*Network, error) {
 		cfg: cfg, deps: deps, dp: deps.Dataplane, log: deps.Log,
 		queue:     shim.Queue{Dir: cfg.QueueDir},
 		book:      ipam.NewBook(deps.DB, cfg.Quarantine, deps.Now),
-		records:   &records{db: deps.DB, all: map[Key]record{}},
+		records:   &records{db: deps.DB, all: map[Key]record{}, warm: map[uint64]Key{}},
 		dead:      make(chan struct{}, 1),
 		suspects:  map[string]bool{},
 		failpoint: func(context.Context, string) error { return nil },

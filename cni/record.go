@@ -27,7 +27,8 @@ const (
 // and the record goes last:
 //
 //	(none) → pending → ready → deleting → (none)
-//	            └────────────────↑
+//	   ↓      ↑  └───────────────↑
+//	pending → warm ──────────────┘
 type state string
 
 const (
@@ -35,6 +36,8 @@ const (
 	statePending state = "pending"
 	// stateReady: in place, recorded as Result says.
 	stateReady state = "ready"
+	// stateWarm: a slot that waits for a pod, see Network.Warm.
+	stateWarm state = "warm"
 	// stateDeleting: being removed; after a crash the removal is finished.
 	stateDeleting state = "deleting"
 )
@@ -46,19 +49,18 @@ type record struct {
 	Request Request `json:"request"`
 	Result  Result  `json:"result"`
 	// NetNSInode tells the namespace from a later one at the same path.
-	NetNSInode uint64 `json:"netnsInode"`
-	// Endpoint is the data path's id: the key, or that of the warm slot that
-	// this attachment was claimed from.
-	Endpoint string    `json:"endpoint"`
-	Since    time.Time `json:"since"`
+	NetNSInode uint64    `json:"netnsInode"`
+	Since      time.Time `json:"since"`
 }
 
 // records are all attachments, in memory and in the database.
 type records struct {
 	db *bbolt.DB
 
-	mu  sync.Mutex // guards all
+	mu  sync.Mutex // guards all and warm
 	all map[Key]record
+	// warm has the slots by the inode of their namespace.
+	warm map[uint64]Key
 }
 
 // load makes the bucket if need be and reads it; it refuses a newer version.
@@ -94,7 +96,12 @@ func (r *records) load() error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.all = all
+	r.all, r.warm = all, map[uint64]Key{}
+	for k, rec := range all {
+		if rec.State == stateWarm {
+			r.warm[rec.NetNSInode] = k
+		}
+	}
 	return nil
 }
 
@@ -126,11 +133,17 @@ func (r *records) remember(rec record) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.all[rec.Request.Key] = rec
+	if rec.State == stateWarm {
+		r.warm[rec.NetNSInode] = rec.Request.Key
+	}
 }
 
 func (r *records) forget(k Key) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if rec := r.all[k]; r.warm[rec.NetNSInode] == k {
+		delete(r.warm, rec.NetNSInode)
+	}
 	delete(r.all, k)
 }
 

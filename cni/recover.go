@@ -19,7 +19,7 @@ func (n *Network) recoverAll(ctx context.Context) error {
 	var keep []string
 	owned := map[string]bool{}
 	for k, rec := range n.records.list() {
-		if rec.State != stateReady {
+		if rec.State != stateReady && rec.State != stateWarm {
 			if err := n.detachLocked(ctx, rec); err != nil {
 				return fmt.Errorf("finish what was begun with %s: %w", k, err)
 			}
@@ -33,11 +33,14 @@ func (n *Network) recoverAll(ctx context.Context) error {
 		if !there {
 			continue // reconciliation looks twice before it frees anything
 		}
+		owned[rec.Result.HostIfName] = true
+		if rec.State == stateWarm {
+			continue // no pod, no endpoint
+		}
 		if err := n.dp.UpdateEndpoint(ctx, endpoint(rec)); err != nil {
 			return fmt.Errorf("tell the data path about %s: %w", k, err)
 		}
-		keep = append(keep, rec.Endpoint)
-		owned[rec.Result.HostIfName] = true
+		keep = append(keep, k.String())
 	}
 	if err := n.dp.PruneEndpoints(ctx, keep); err != nil {
 		return fmt.Errorf("prune endpoints: %w", err)
@@ -125,7 +128,7 @@ func (n *Network) Reconcile(ctx context.Context) error {
 		switch {
 		case rec.State == stateDeleting:
 			errs = append(errs, n.detachIf(ctx, k, func(r record) bool { return r.State == stateDeleting }))
-		case rec.State == stateReady && !links[rec.Result.HostIfName] && podGone(rec):
+		case rec.State != statePending && !links[rec.Result.HostIfName] && podGone(rec):
 			seen["attachment "+k.String()] = true
 			if n.suspected("attachment " + k.String()) {
 				n.log.WarnContext(ctx, "attachment of a pod that is gone removed", "attachment", k, "addrs", rec.Result.Addrs)
