@@ -19,12 +19,11 @@ func grpcError(err error) error {
 	if err == nil {
 		return nil
 	}
-	if s, ok := status.FromError(err); ok && s.Code() != codes.Unknown {
-		var own interface{ GRPCStatus() *status.Status }
-		if errors.As(err, &own) {
-			return status.Error(s.Code(), err.Error())
-		}
+	if _, ok := err.(interface{ GRPCStatus() *status.Status }); ok { //nolint:errorlint // a wrapped one gets its words below
 		return err
+	}
+	if s, ok := status.FromError(err); ok && s.Code() != codes.Unknown {
+		return status.Error(s.Code(), err.Error())
 	}
 	return status.Error(code(err), err.Error())
 }

@@ -27,15 +27,16 @@ func (m *Manager) Recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	known, err := m.deps.Containerd.ListContainers(ctx, fmt.Sprintf("labels.%q==%s", labelKind, kindContainer))
-	if err != nil {
-		return err
-	}
 	for _, c := range m.deps.Store.Containers.Select(nil) {
 		t, has := tasks[c.ID]
 		if err := m.recoverOne(ctx, c, t, has); err != nil {
 			m.deps.Log.WarnContext(ctx, "container not recovered", "container", c.ID, "err", err)
 		}
+	}
+	// Listed only now: the half-made ones have just been removed there.
+	known, err := m.deps.Containerd.ListContainers(ctx, fmt.Sprintf("labels.%q==%s", labelKind, kindContainer))
+	if err != nil {
+		return err
 	}
 	for _, k := range known {
 		if _, ok := m.deps.Store.Containers.Get(k.ID); ok {
