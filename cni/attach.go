@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
@@ -24,7 +25,8 @@ import (
 // damaged, replaces it. The pod is in the data path's maps before its link is
 // up. After an error nothing is left but, if undoing failed too, a record that
 // reconciliation and Detach finish.
-func (n *Network) Attach(ctx context.Context, req Request) (*Result, error) {
+func (n *Network) Attach(ctx context.Context, req Request) (_ *Result, retErr error) {
+	defer n.metrics.observe("attach", time.Now(), &retErr)
 	req, pool, err := n.prepareRequest(req)
 	if err != nil {
 		return nil, fmt.Errorf("attach %s: %w", req.Key, err)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/nodeagent/nodeagent/cni/ipam"
 	"github.com/nodeagent/nodeagent/cni/netns"
@@ -16,7 +17,8 @@ import (
 // of the link, addresses, routes and neighbours. Of the request it reads the
 // key, the namespace and, if there are any, the addresses that the caller
 // believes in. It reports all differences at once, wrapped in ErrBroken.
-func (n *Network) Check(ctx context.Context, req Request) error {
+func (n *Network) Check(ctx context.Context, req Request) (retErr error) {
+	defer n.metrics.observe("check", time.Now(), &retErr)
 	if err := n.check(ctx, req); err != nil {
 		return fmt.Errorf("check %s: %w", req.Key, err)
 	}

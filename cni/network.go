@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.etcd.io/bbolt"
 
 	"github.com/nodeagent/nodeagent/cni/ipam"
@@ -46,6 +47,8 @@ type Deps struct {
 	// Socket is the daemon's API, for the conflist; empty means shim.DefaultSocket.
 	Socket string
 	Log    *slog.Logger
+	// Metrics may be nil: then none are kept.
+	Metrics prometheus.Registerer
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 }
@@ -58,6 +61,7 @@ type Network struct {
 	dp   Dataplane
 	log  *slog.Logger
 
+	metrics *metrics
 	book    *ipam.Book
 	records *records
 	locks   keyLock
@@ -118,6 +122,12 @@ func New(cfg Config, deps Deps) (*Network, error) {
 	}
 	if n.dp == nil {
 		n.dp = routingOnly{}
+	}
+	n.metrics = newMetrics(n)
+	if deps.Metrics != nil {
+		if err := deps.Metrics.Register(n.metrics); err != nil {
+			return nil, fmt.Errorf("cni: register metrics: %w", err)
+		}
 	}
 	return n, nil
 }

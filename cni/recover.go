@@ -178,7 +178,8 @@ func (n *Network) setSuspects(seen map[string]bool) {
 // Collect removes every attachment of a CNI network (empty: of the CRI in this
 // process) whose key is not in valid. The caller promises that no Attach or
 // Detach of that network is under way. It goes on past errors.
-func (n *Network) Collect(ctx context.Context, network string, valid []Key) error {
+func (n *Network) Collect(ctx context.Context, network string, valid []Key) (retErr error) {
+	defer n.metrics.observe("collect", time.Now(), &retErr)
 	leave, err := n.enter()
 	if err != nil {
 		return fmt.Errorf("collect: %w", err)
