@@ -29,7 +29,9 @@ func (g *graph) addNetwork(context.Context) error {
 	if !cfg.Enabled {
 		return nil
 	}
-	n, err := cni.New(cfg.Config, cni.Deps{DB: g.db, Dataplane: dp, Log: g.log})
+	n, err := cni.New(cfg.Config, cni.Deps{
+		DB: g.db, Dataplane: dp, Socket: g.runPath("api.sock"), Log: g.log, Metrics: g.health.registry,
+	})
 	if err != nil {
 		return err
 	}
@@ -37,6 +39,7 @@ func (g *graph) addNetwork(context.Context) error {
 	g.add("pod network", n.Start, n.Stop)
 	g.health.check("network", n.Status)
 	maps.Copy(g.routes, api.CNIRoutes(n, g.log))
+	maps.Copy(g.routes, api.NetworkRoutes(n))
 	return nil
 }
 
