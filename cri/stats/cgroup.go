@@ -8,7 +8,10 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // tree is the machine's cgroup file system as it was found at start.
@@ -97,16 +100,45 @@ type group struct {
 	t      tree
 	cgroup string
 
-	// mu guards the files, the buffer and the samples of one reading at a time.
+	// mu guards the files and the samples of one reading at a time.
 	mu      sync.Mutex
 	files   [hotCount]file
+	warm    map[warmKey]*file
+	budget  *budget
 	samples cpuRate
 	closed  bool
 }
 
+// warmKey names a file of a cgroup that only the metrics need.
+type warmKey struct{ controller, name string }
+
+// budget is how many more descriptors may stay open for metrics. Opening a
+// file of a cgroup costs four times as much as reading it, but a node with
+// hundreds of pods must not run out of descriptors.
+type budget struct{ left atomic.Int64 }
+
+// take takes one descriptor; false when there is none left.
+func (b *budget) take() bool {
+	if b.left.Add(-1) >= 0 {
+		return true
+	}
+	b.left.Add(1)
+	return false
+}
+
+// newBudget takes a quarter of what the process may open.
+func newBudget() *budget {
+	b := &budget{}
+	var limit unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) == nil {
+		b.left.Store(int64(min(limit.Cur/4, 16384)))
+	}
+	return b
+}
+
 // newGroup prepares a cgroup; its files are opened by the first reading.
-func newGroup(t tree, cgroup string) *group {
-	g := &group{t: t, cgroup: cgroup}
+func newGroup(t tree, cgroup string, b *budget) *group {
+	g := &group{t: t, cgroup: cgroup, budget: b, warm: map[warmKey]*file{}}
 	set := func(h hot, controller, v1, v2 string) {
 		name := v1
 		if t.unified {
@@ -138,6 +170,31 @@ func (g *group) get(h hot, buf []byte) []byte {
 	return g.files[h].read(buf)
 }
 
+// look reads a file that only the metrics need, in version 1 of the named
+// controller; nil when it is not there. Its descriptor stays open while the
+// budget allows. mu is held.
+func (g *group) look(controller, name string, buf []byte) []byte {
+	if g.closed {
+		return nil
+	}
+	key := warmKey{controller, name}
+	f := g.warm[key]
+	if f == nil {
+		path := g.t.path(controller, g.cgroup, name)
+		if !g.budget.take() {
+			return once(path, buf)
+		}
+		f = &file{path: path}
+		g.warm[key] = f
+	}
+	b := f.read(buf)
+	if f.fd == 0 { // absent
+		delete(g.warm, key)
+		g.budget.left.Add(1)
+	}
+	return b
+}
+
 // close gives all descriptors back; readings after it find nothing.
 func (g *group) close() {
 	g.mu.Lock()
@@ -146,6 +203,11 @@ func (g *group) close() {
 	for i := range g.files {
 		g.files[i].close()
 	}
+	for _, f := range g.warm {
+		f.close()
+	}
+	g.budget.left.Add(int64(len(g.warm)))
+	clear(g.warm)
 }
 
 // cpuRate turns a growing counter into a rate. It keeps two readings at least

@@ -86,14 +86,19 @@ type Collector struct {
 	layers Layers
 	tree   tree
 	bufs   sync.Pool
+	budget *budget
 
-	// mu guards the maps; a group has its own lock.
+	// diskMu guards disks; it is taken under a group's lock.
+	diskMu sync.Mutex
+	disks  map[string]string // "major:minor" -> device path
+
+	// mu guards the maps. A group has its own lock, which may be taken under
+	// mu, never the reverse.
 	mu     sync.Mutex
 	groups map[string]*group // by cgroup
 	owners map[string]string // container or pod id -> cgroup
 	nets   map[string]*file  // open counters by pod id
 	procs  map[string]procCount
-	disks  map[string]string // "major:minor" -> device path
 }
 
 // New makes a collector. layers may be nil: then there are no writable layers.
@@ -115,7 +120,7 @@ func (c *Collector) Start(_ context.Context) error {
 	if err != nil {
 		return fmt.Errorf("statistics: %w", err)
 	}
-	c.tree = t
+	c.tree, c.budget = t, newBudget()
 	return nil
 }
 
@@ -169,7 +174,7 @@ func (c *Collector) group(owner, cgroup string) *group {
 	}
 	g := c.groups[cgroup]
 	if g == nil {
-		g = newGroup(c.tree, cgroup)
+		g = newGroup(c.tree, cgroup, c.budget)
 		c.groups[cgroup] = g
 	}
 	c.owners[owner] = cgroup

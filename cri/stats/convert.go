@@ -27,7 +27,7 @@ func (c *Collector) container(ctr *Container, buf []byte) *runtimeapi.ContainerS
 	out.Cpu, out.Memory, out.Io = s.criCPU(), s.criMemory(), s.criIO()
 	if s.mem.ok && s.mem.hasSwap {
 		out.Swap = &runtimeapi.SwapUsage{Timestamp: s.at.UnixNano(), SwapUsageBytes: value(s.mem.swap)}
-		if limit, ok := g.swapLimit(buf); ok {
+		if limit := s.mem.swapLimit; limit != noLimit {
 			out.Swap.SwapAvailableBytes = value(limit - min(limit, s.mem.swap))
 		}
 	}
@@ -115,19 +115,3 @@ func (s *sample) criIO() *runtimeapi.IoUsage {
 }
 
 func value(v uint64) *runtimeapi.UInt64Value { return &runtimeapi.UInt64Value{Value: v} }
-
-// swapLimit returns how much may be swapped out; false without a limit.
-func (g *group) swapLimit(buf []byte) (uint64, bool) {
-	if g.t.unified {
-		b := once(g.t.path("", g.cgroup, "memory.swap.max"), buf)
-		limit := number(b)
-		return limit, b != nil && limit != noLimit
-	}
-	b := once(g.t.path("memory", g.cgroup, "memory.memsw.limit_in_bytes"), buf)
-	both := number(b)
-	memory := number(once(g.t.path("memory", g.cgroup, "memory.limit_in_bytes"), buf))
-	if b == nil || both >= 1<<62 || memory > both {
-		return 0, false
-	}
-	return both - memory, true
-}

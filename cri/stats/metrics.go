@@ -104,7 +104,9 @@ func seconds(ns uint64) uint64 { return ns / uint64(time.Second) }
 
 // groupMetrics are those that a pod and a container have alike.
 func (c *Collector) groupMetrics(e *emitter, g *group, buf []byte) {
-	s := g.read(buf)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	s := g.sample(buf)
 	g.readRest(&s, buf)
 	if s.cpu.ok {
 		e.cpu(&s.cpu)
@@ -119,7 +121,7 @@ func (c *Collector) groupMetrics(e *emitter, g *group, buf []byte) {
 	g.hugePages(e, buf)
 	if s.hasPids {
 		e.gauge("container_threads", s.pids)
-		limit := number(once(g.t.path("pids", g.cgroup, "pids.max"), buf))
+		limit := number(g.look("pids", "pids.max", buf))
 		if limit == noLimit {
 			limit = 0
 		}

@@ -14,9 +14,9 @@ func (g *group) readRest(s *sample, buf []byte) {
 	if g.t.unified || !s.cpu.ok {
 		return
 	}
-	s.cpu.user = number(once(g.t.path("cpuacct", g.cgroup, "cpuacct.usage_user"), buf))
-	s.cpu.system = number(once(g.t.path("cpuacct", g.cgroup, "cpuacct.usage_sys"), buf))
-	pairs(once(g.t.path("cpu", g.cgroup, "cpu.stat"), buf), func(key []byte, v uint64) {
+	s.cpu.user = number(g.look("cpuacct", "cpuacct.usage_user", buf))
+	s.cpu.system = number(g.look("cpuacct", "cpuacct.usage_sys", buf))
+	pairs(g.look("cpu", "cpu.stat", buf), func(key []byte, v uint64) {
 		switch string(key) {
 		case "nr_periods":
 			s.cpu.periods = v
@@ -26,15 +26,15 @@ func (g *group) readRest(s *sample, buf []byte) {
 			s.cpu.throttledT = v
 		}
 	})
-	s.mem.kernel = number(once(g.t.path("memory", g.cgroup, "memory.kmem.usage_in_bytes"), buf))
+	s.mem.kernel = number(g.look("memory", "memory.kmem.usage_in_bytes", buf))
 }
 
 // memoryEvents emits the peak, the limit's hits and the kills.
 func (g *group) memoryEvents(e *emitter, buf []byte) {
 	var peak, failures, kills uint64
 	if g.t.unified {
-		peak = number(once(g.t.path("", g.cgroup, "memory.peak"), buf))
-		pairs(once(g.t.path("", g.cgroup, "memory.events"), buf), func(key []byte, v uint64) {
+		peak = number(g.look("", "memory.peak", buf))
+		pairs(g.look("", "memory.events", buf), func(key []byte, v uint64) {
 			switch string(key) {
 			case "max":
 				failures = v
@@ -43,9 +43,9 @@ func (g *group) memoryEvents(e *emitter, buf []byte) {
 			}
 		})
 	} else {
-		peak = number(once(g.t.path("memory", g.cgroup, "memory.max_usage_in_bytes"), buf))
-		failures = number(once(g.t.path("memory", g.cgroup, "memory.failcnt"), buf))
-		pairs(once(g.t.path("memory", g.cgroup, "memory.oom_control"), buf), func(key []byte, v uint64) {
+		peak = number(g.look("memory", "memory.max_usage_in_bytes", buf))
+		failures = number(g.look("memory", "memory.failcnt", buf))
+		pairs(g.look("memory", "memory.oom_control", buf), func(key []byte, v uint64) {
 			if string(key) == "oom_kill" {
 				kills = v
 			}
@@ -61,15 +61,15 @@ func (g *group) memoryEvents(e *emitter, buf []byte) {
 func (g *group) hugePages(e *emitter, buf []byte) {
 	for _, size := range g.t.hugePages {
 		if g.t.unified {
-			if b := once(g.t.path("", g.cgroup, "hugetlb."+size+".current"), buf); b != nil {
+			if b := g.look("", "hugetlb."+size+".current", buf); b != nil {
 				e.gauge("container_hugetlb_usage_bytes", number(b), size)
 			}
 			continue
 		}
-		if b := once(g.t.path("hugetlb", g.cgroup, "hugetlb."+size+".usage_in_bytes"), buf); b != nil {
+		if b := g.look("hugetlb", "hugetlb."+size+".usage_in_bytes", buf); b != nil {
 			e.gauge("container_hugetlb_usage_bytes", number(b), size)
 		}
-		if b := once(g.t.path("hugetlb", g.cgroup, "hugetlb."+size+".max_usage_in_bytes"), buf); b != nil {
+		if b := g.look("hugetlb", "hugetlb."+size+".max_usage_in_bytes", buf); b != nil {
 			e.gauge("container_hugetlb_max_usage_bytes", number(b), size)
 		}
 	}
@@ -79,19 +79,19 @@ func (g *group) hugePages(e *emitter, buf []byte) {
 func (g *group) spec(e *emitter, s *sample, buf []byte) {
 	var period, quota, shares, reserved uint64
 	if g.t.unified {
-		q, p := field(bytes.TrimSpace(once(g.t.path("", g.cgroup, "cpu.max"), buf)))
+		q, p := field(bytes.TrimSpace(g.look("", "cpu.max", buf)))
 		quota, period = number(q), number(p)
-		shares = sharesOf(number(once(g.t.path("", g.cgroup, "cpu.weight"), buf)))
-		reserved = number(once(g.t.path("", g.cgroup, "memory.low"), buf))
+		shares = sharesOf(number(g.look("", "cpu.weight", buf)))
+		reserved = number(g.look("", "memory.low", buf))
 	} else {
-		period = number(once(g.t.path("cpu", g.cgroup, "cpu.cfs_period_us"), buf))
-		if b := once(g.t.path("cpu", g.cgroup, "cpu.cfs_quota_us"), buf); bytes.HasPrefix(b, []byte{'-'}) {
+		period = number(g.look("cpu", "cpu.cfs_period_us", buf))
+		if b := g.look("cpu", "cpu.cfs_quota_us", buf); bytes.HasPrefix(b, []byte{'-'}) {
 			quota = noLimit
 		} else {
 			quota = number(b)
 		}
-		shares = number(once(g.t.path("cpu", g.cgroup, "cpu.shares"), buf))
-		reserved = number(once(g.t.path("memory", g.cgroup, "memory.soft_limit_in_bytes"), buf))
+		shares = number(g.look("cpu", "cpu.shares", buf))
+		reserved = number(g.look("memory", "memory.soft_limit_in_bytes", buf))
 	}
 	e.gauge("container_spec_cpu_period", period)
 	if quota != noLimit {
@@ -101,10 +101,9 @@ func (g *group) spec(e *emitter, s *sample, buf []byte) {
 	if !s.mem.ok {
 		return
 	}
-	swap, _ := g.swapLimit(buf)
 	e.gauge("container_spec_memory_limit_bytes", finite(s.mem.limit))
 	e.gauge("container_spec_memory_reservation_limit_bytes", finite(reserved))
-	e.gauge("container_spec_memory_swap_limit_bytes", finite(swap))
+	e.gauge("container_spec_memory_swap_limit_bytes", finite(s.mem.swapLimit))
 }
 
 // finite writes no limit as zero, as cAdvisor does.
@@ -135,10 +134,10 @@ type ioCount struct {
 func (c *Collector) ioMetrics(e *emitter, g *group, buf []byte) {
 	devices := map[string]*ioCount{}
 	if g.t.unified {
-		ioStat(devices, once(g.t.path("", g.cgroup, "io.stat"), buf))
+		ioStat(devices, g.look("", "io.stat", buf))
 	} else {
-		throttle(devices, once(g.t.path("blkio", g.cgroup, "blkio.throttle.io_service_bytes_recursive"), buf), true)
-		throttle(devices, once(g.t.path("blkio", g.cgroup, "blkio.throttle.io_serviced_recursive"), buf), false)
+		throttle(devices, g.look("blkio", "blkio.throttle.io_service_bytes_recursive", buf), true)
+		throttle(devices, g.look("blkio", "blkio.throttle.io_serviced_recursive", buf), false)
 	}
 	for id, n := range devices {
 		dev := c.device(id)
@@ -212,8 +211,8 @@ func throttle(devices map[string]*ioCount, b []byte, isBytes bool) {
 
 // device returns the path of a block device, and remembers it.
 func (c *Collector) device(id string) string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.diskMu.Lock()
+	defer c.diskMu.Unlock()
 	if name, ok := c.disks[id]; ok {
 		return name
 	}

@@ -54,7 +54,9 @@ func (c *Collector) countProcesses(id string, g *group, buf []byte) (procCount, 
 	if ok && time.Since(n.at) < procAge {
 		return n, true
 	}
-	b := once(g.t.path("pids", g.cgroup, "cgroup.procs"), buf)
+	g.mu.Lock()
+	b := g.look("pids", "cgroup.procs", buf)
+	g.mu.Unlock()
 	if b == nil {
 		return procCount{}, false
 	}

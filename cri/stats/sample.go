@@ -44,12 +44,19 @@ type memorySample struct {
 	faults, majorFaults      uint64
 	kernel, swap             uint64
 	hasSwap                  bool
+	// swapLimit is noLimit without one.
+	swapLimit uint64
 }
 
 // read takes one sample; buf is of maxFile.
 func (g *group) read(buf []byte) sample {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	return g.sample(buf)
+}
+
+// sample is read for callers that hold mu.
+func (g *group) sample(buf []byte) sample {
 	s := sample{at: time.Now()}
 	g.readCPU(&s, buf)
 	g.readMemory(&s.mem, buf)
@@ -116,7 +123,26 @@ func (g *group) readMemory(m *memorySample, buf []byte) {
 	} else {
 		memoryStat1(m, stat)
 	}
+	if m.hasSwap {
+		m.swapLimit = g.swapLimit(m.limit, buf)
+	}
 	m.workingSet = m.usage - min(m.inactive, m.usage)
+}
+
+// swapLimit returns how much may be swapped out. Version 1 limits memory and
+// swap together.
+func (g *group) swapLimit(memory uint64, buf []byte) uint64 {
+	if g.t.unified {
+		if b := g.look("", "memory.swap.max", buf); b != nil {
+			return number(b)
+		}
+		return noLimit
+	}
+	b := g.look("memory", "memory.memsw.limit_in_bytes", buf)
+	if both := number(b); b != nil && both < 1<<62 && memory <= both {
+		return both - memory
+	}
+	return noLimit
 }
 
 // memoryStat1 takes the totals, which include the cgroups below.
