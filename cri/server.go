@@ -134,7 +134,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Server, error) {
 	if s.streams, err = stream.New(cfg.Stream, s.containers.Runtime()); err != nil {
 		return nil, err
 	}
-	s.stats, err = stats.New(cfg.Stats, nil)
+	s.stats, err = stats.New(cfg.Stats, s.images)
 	return s, err
 }
 
