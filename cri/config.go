@@ -45,9 +45,10 @@ type Config struct {
 
 // Handler is one way to run containers.
 type Handler struct {
-	// Type is the runtime type of a containerd shim, "io.containerd.runc.v2".
+	// Type is the runtime type of a containerd shim: "io.containerd.nodeagent.v1" is nodeagent's own, which writes logs
+	// itself, "io.containerd.runc.v2" containerd's.
 	Type string `yaml:"type"`
-	// Path is the shim's binary; empty lets containerd find it by Type.
+	// Path is the shim's binary; empty lets containerd find it by Type, and nodeagent find its own.
 	Path string `yaml:"path"`
 	// Binary is the OCI runtime that a shim of the runc family calls; empty means runc.
 	Binary string `yaml:"binary"`
@@ -70,7 +71,7 @@ func Default() Config {
 		Socket:         "/run/nodeagent/cri.sock",
 		CgroupDriver:   CgroupDriverCgroupfs,
 		DefaultHandler: "runc",
-		Handlers:       map[string]Handler{"runc": {Type: containerd.RuncType}},
+		Handlers:       map[string]Handler{"runc": {Type: containerd.ShimType}},
 		Sandbox:        sandbox.Default(),
 		Container:      container.Default(),
 		Image:          image.Default(),
@@ -141,4 +142,6 @@ func (h Handler) specHandler(name string) spec.Handler {
 }
 
 // isRunc tells whether the shim calls an OCI runtime of runc's kind.
-func (h Handler) isRunc() bool { return strings.Contains(h.Type, ".runc.") }
+func (h Handler) isRunc() bool {
+	return h.Type == containerd.ShimType || strings.Contains(h.Type, ".runc.")
+}

@@ -5,6 +5,7 @@ package cri
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"sync"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/nodeagent/nodeagent/cri/containerd"
 	"github.com/nodeagent/nodeagent/cri/sandbox"
+	"github.com/nodeagent/nodeagent/cri/shim"
 )
 
 // handlers are the configured runtime handlers with what is known of each.
@@ -25,14 +27,38 @@ type handlers struct {
 	known map[string]sandbox.Handler
 }
 
-func newHandlers(cfg Config) *handlers {
+func newHandlers(cfg Config, log *slog.Logger) *handlers {
+	cfg.Handlers = maps.Clone(cfg.Handlers)
 	h := &handlers{cfg: cfg, known: map[string]sandbox.Handler{}}
 	for name, c := range cfg.Handlers {
+		c = c.withShim(name, log)
+		cfg.Handlers[name] = c
 		h.known[name] = sandbox.Handler{
 			Runtime: c.runtime(cfg.CgroupDriver), Snapshotter: c.Snapshotter, Spec: c.specHandler(name),
 		}
 	}
 	return h
+}
+
+// withShim finds the program of nodeagent's own shim. Without it pods still run, with containerd's.
+func (h Handler) withShim(name string, log *slog.Logger) Handler {
+	if h.Type != containerd.ShimType || h.Path != "" {
+		return h
+	}
+	path, err := shim.Find()
+	if err != nil {
+		log.Warn("runtime handler uses containerd's own shim", "handler", name, "err", err)
+		h.Type = containerd.RuncType
+		return h
+	}
+	h.Path = path
+	return h
+}
+
+// ours says whether a handler's containers have nodeagent's own shim.
+func (h *handlers) ours(name string) bool {
+	k, err := h.get(name)
+	return err == nil && k.Runtime.Type == containerd.ShimType
 }
 
 // get finds a handler; "" is the default one.

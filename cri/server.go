@@ -33,6 +33,7 @@ import (
 	"github.com/nodeagent/nodeagent/cri/containerd"
 	"github.com/nodeagent/nodeagent/cri/image"
 	"github.com/nodeagent/nodeagent/cri/sandbox"
+	"github.com/nodeagent/nodeagent/cri/shim"
 	"github.com/nodeagent/nodeagent/cri/spec"
 	"github.com/nodeagent/nodeagent/cri/stats"
 	"github.com/nodeagent/nodeagent/cri/store"
@@ -96,7 +97,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{cfg: cfg, deps: deps, store: store.New(deps.DB), events: newEvents()}
-	s.handlers = newHandlers(cfg)
+	s.handlers = newHandlers(cfg, deps.Log)
 	var err error
 	if s.metrics, err = newMetrics(deps.Metrics, s.store); err != nil {
 		return nil, err
@@ -115,7 +116,10 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Server, error) {
 	common := spec.Input{Host: host, Policy: deps.Policy, System: spec.NewSystem(), CDI: deps.CDI}
 	s.containers, err = container.New(ctx, cfg.Container, container.Deps{
 		Store: s.store, Containerd: deps.Containerd, Images: imageFinder{s.images, deps.Containerd},
-		Streams:    container.FIFOs{Control: deps.Containerd, MaxLogSize: cfg.Container.MaxLogSize},
+		Streams: shim.Opener{
+			FIFOs: container.FIFOs{Control: deps.Containerd, MaxLogSize: cfg.Container.MaxLogSize},
+			Ours:  s.handlers.ours, SandboxDir: func(id string) string { return string(s.sandboxes.Dir(id)) },
+		},
 		SandboxDir: func(id string) sandbox.Dir { return s.sandboxes.Dir(id) },
 		Handler:    s.handlers.get,
 		Spec:       common,

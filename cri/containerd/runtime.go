@@ -12,6 +12,9 @@ import (
 // RuncType is the runtime type of containerd's own shim for runc.
 const RuncType = "io.containerd.runc.v2"
 
+// ShimType is the runtime type of nodeagent's own shim, which takes the same options.
+const ShimType = "io.containerd.nodeagent.v1"
+
 // Runtime says which shim and OCI runtime run a container.
 type Runtime struct {
 	// Type is a shim's runtime type, "io.containerd.runc.v2".
@@ -31,7 +34,7 @@ type Runtime struct {
 // options returns what containerd passes to the shim. Only shims of the runc
 // family know these; others get none.
 func (r Runtime) options() (typeurl.Any, error) {
-	if r.Type != RuncType && r.Binary == "" && r.Root == "" {
+	if r.Type != RuncType && r.Type != ShimType && r.Binary == "" && r.Root == "" {
 		return nil, nil //nolint:nilnil // no options is a valid answer
 	}
 	v, err := typeurl.MarshalAny(&options.Options{

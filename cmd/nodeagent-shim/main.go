@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command nodeagent-shim is the shim of one pod: containerd starts it (runtime type io.containerd.nodeagent.v1, or by its path),
+// and it runs the pod's containers with an OCI runtime, writes their CRI logs, serves attach, and tells containerd how they ended.
+//
+// It speaks containerd's shim protocol v3 without containerd's packages, because there is one such process for each pod: what
+// it links is paid for some hundred times on a node.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"runtime"
+	"runtime/debug"
+)
+
+// runtimeName is the runtime type that containerd derives this program's name from when no path is configured.
+const runtimeName = "io.containerd.nodeagent.v1"
+
+// flags are what containerd passes, together with the environment.
+type flags struct {
+	namespace, id, bundle, address string
+	debug                          bool
+	// ttrpc is the path of the socket that takes events.
+	ttrpc string
+}
+
+func main() {
+	var f flags
+	var version, info bool
+	flag.StringVar(&f.namespace, "namespace", "", "containerd's `namespace` of the task")
+	flag.StringVar(&f.id, "id", "", "`id` of the task")
+	flag.StringVar(&f.bundle, "bundle", "", "bundle `directory`, for delete")
+	flag.StringVar(&f.address, "address", "", "`address` of containerd's gRPC socket")
+	flag.BoolVar(&f.debug, "debug", false, "write more to containerd's log")
+	flag.String("publish-binary", "", "not used; events go to $TTRPC_ADDRESS")
+	flag.BoolVar(&version, "v", false, "print the version")
+	flag.BoolVar(&info, "info", false, "print what the OCI runtime supports")
+	flag.Parse()
+	f.ttrpc = os.Getenv("TTRPC_ADDRESS")
+	var err error
+	switch {
+	case version:
+		err = printVersion()
+	case info:
+		err = printInfo(context.Background())
+	default:
+		err = act(context.Background(), f, flag.Arg(0))
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", runtimeName, err)
+		os.Exit(1)
+	}
+}
+
+func act(ctx context.Context, f flags, action string) error {
+	if f.namespace == "" || f.id == "" {
+		return fmt.Errorf("-namespace and -id are needed; this program is run by containerd")
+	}
+	switch action {
+	case "start":
+		return start(ctx, f)
+	case "delete":
+		return remove(ctx, f)
+	case "":
+		return serve(ctx, f)
+	}
+	return fmt.Errorf("unknown action %q", action)
+}
+
+func printVersion() error {
+	version := "unknown"
+	if b, ok := debug.ReadBuildInfo(); ok {
+		version = b.Main.Version
+	}
+	_, err := fmt.Printf("%s:\n  Version:  %s\n  Go version: %s\n", runtimeName, version, runtime.Version())
+	return err
+}

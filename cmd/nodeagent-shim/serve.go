@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nodeagent/nodeagent/cmd/nodeagent-shim/reap"
+	"github.com/nodeagent/nodeagent/cmd/nodeagent-shim/task"
+	"github.com/nodeagent/nodeagent/cmd/nodeagent-shim/ttrpc"
+)
+
+const (
+	// gcPercent keeps the heap within a few hundred KiB of what is live, which is next to nothing.
+	gcPercent = 20
+	// idleAfter is how long nothing has to happen before memory is given back.
+	idleAfter = 3 * time.Second
+	// flushTimeout bounds the telling of the last events.
+	flushTimeout = 5 * time.Second
+)
+
+// serve is the shim: it runs until containerd asks it to end and no container is left.
+func serve(ctx context.Context, f flags) error {
+	debug.SetGCPercent(gcPercent)
+	if err := reap.Subreaper(); err != nil {
+		return err
+	}
+	// Only containerd's Shutdown ends a shim; what a service manager or a terminal sends is meant for others.
+	signal.Ignore(unix.SIGPIPE, unix.SIGHUP, unix.SIGINT, unix.SIGTERM)
+	sock := os.NewFile(3, "socket")
+	l, err := net.FileListener(sock)
+	if err != nil {
+		return fmt.Errorf("take over socket: %w", err)
+	}
+	_ = sock.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	reaper := reap.New()
+	go reaper.Run(ctx)
+	events := newPublisher(f)
+	published := make(chan struct{})
+	go func() {
+		defer close(published)
+		events.run(ctx)
+	}()
+	idle := time.AfterFunc(idleAfter, debug.FreeOSMemory)
+	stop := make(chan struct{})
+	s := task.New(task.Deps{
+		Namespace: f.namespace, Reaper: reaper, Events: events.publish,
+		Stop: func() { close(stop) }, Idle: func() { idle.Reset(idleAfter) },
+	})
+	server := &ttrpc.Server{Methods: s.Methods()}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(ctx, l) }()
+	select {
+	case <-stop:
+		err = nil
+	case err = <-served:
+	}
+	if u, ok := l.Addr().(*net.UnixAddr); ok {
+		err = errors.Join(err, ignoreAbsent(os.Remove(u.Name)))
+	}
+	events.close()
+	t := time.NewTimer(flushTimeout)
+	defer t.Stop()
+	select {
+	case <-published:
+	case <-t.C:
+	}
+	return err
+}
+
+func ignoreAbsent(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}
