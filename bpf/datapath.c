@@ -30,6 +30,7 @@ struct shared_types {
 	enum svc_flags svc_flags;
 	enum be_flags be_flags;
 	enum route_kind route_kind;
+	enum uplink_flags uplink_flags;
 	enum tcp_flags tcp_flags;
 	struct event event;
 };
@@ -80,6 +81,41 @@ int from_net(struct __sk_buff *skb)
 	ret = parse(skb, &pkt);
 	if (!ret)
 		ret = spoof_net(skb, &pkt);
+	if (!ret)
+		ret = conntrack(&pkt);
+	if (!ret)
+		ret = service(&pkt, SCOPE_OUTSIDE);
+	if (!ret)
+		ret = forward(skb, &pkt);
+	return verdict(skb, &pkt, ret);
+}
+
+/* Egress of an uplink: what the node's own sockets send. */
+SEC("tc")
+int to_net(struct __sk_buff *skb)
+{
+	struct pkt pkt = { .hook = HOOK_TONET, .act = PASS_HOST };
+	int ret;
+
+	/* What is forwarded has been through the stages when it came in. */
+	if (skb->ingress_ifindex)
+		return ACT_OK;
+	ret = parse(skb, &pkt);
+	if (!ret)
+		ret = conntrack(&pkt);
+	return verdict(skb, &pkt, ret);
+}
+
+/* Ingress of the overlay: what other nodes send to our pods, and to us. */
+SEC("tc")
+int from_tun(struct __sk_buff *skb)
+{
+	struct pkt pkt = { .hook = HOOK_TUN };
+	int ret;
+
+	ret = parse(skb, &pkt);
+	if (!ret)
+		ret = spoof_tun(skb, &pkt);
 	if (!ret)
 		ret = conntrack(&pkt);
 	if (!ret)

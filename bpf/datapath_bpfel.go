@@ -117,7 +117,8 @@ const (
 	DatapathHookHOOK_NET   DatapathHook = 1
 	DatapathHookHOOK_TUN   DatapathHook = 2
 	DatapathHookHOOK_TOPOD DatapathHook = 3
-	DatapathHookHOOK_MAX   DatapathHook = 4
+	DatapathHookHOOK_TONET DatapathHook = 4
+	DatapathHookHOOK_MAX   DatapathHook = 5
 )
 
 type DatapathPeer struct {
@@ -258,8 +259,14 @@ type DatapathUplink struct {
 	_     structs.HostLayout
 	Addr4 DatapathAddr
 	Addr6 DatapathAddr
-	Mtu   uint32
+	Flags uint32
 }
+
+type DatapathUplinkFlags uint32
+
+const (
+	DatapathUplinkFlagsUPLINK_MASQ DatapathUplinkFlags = 1
+)
 
 // Names of all BPF objects in the ELF.
 //
@@ -279,6 +286,7 @@ const (
 	DatapathMapUplinks       = "uplinks"
 	DatapathProgFromNet      = "from_net"
 	DatapathProgFromPod      = "from_pod"
+	DatapathProgFromTun      = "from_tun"
 	DatapathProgSockConnect4 = "sock_connect4"
 	DatapathProgSockConnect6 = "sock_connect6"
 	DatapathProgSockGetpeer4 = "sock_getpeer4"
@@ -287,6 +295,7 @@ const (
 	DatapathProgSockRecvmsg6 = "sock_recvmsg6"
 	DatapathProgSockSendmsg4 = "sock_sendmsg4"
 	DatapathProgSockSendmsg6 = "sock_sendmsg6"
+	DatapathProgToNet        = "to_net"
 	DatapathProgToPod        = "to_pod"
 	DatapathVarCfgFlowEvents = "cfg_flow_events"
 	DatapathVarCfgHostCookie = "cfg_host_cookie"
@@ -341,6 +350,7 @@ type DatapathSpecs struct {
 type DatapathProgramSpecs struct {
 	FromNet      *ebpf.ProgramSpec `ebpf:"from_net"`
 	FromPod      *ebpf.ProgramSpec `ebpf:"from_pod"`
+	FromTun      *ebpf.ProgramSpec `ebpf:"from_tun"`
 	SockConnect4 *ebpf.ProgramSpec `ebpf:"sock_connect4"`
 	SockConnect6 *ebpf.ProgramSpec `ebpf:"sock_connect6"`
 	SockGetpeer4 *ebpf.ProgramSpec `ebpf:"sock_getpeer4"`
@@ -349,6 +359,7 @@ type DatapathProgramSpecs struct {
 	SockRecvmsg6 *ebpf.ProgramSpec `ebpf:"sock_recvmsg6"`
 	SockSendmsg4 *ebpf.ProgramSpec `ebpf:"sock_sendmsg4"`
 	SockSendmsg6 *ebpf.ProgramSpec `ebpf:"sock_sendmsg6"`
+	ToNet        *ebpf.ProgramSpec `ebpf:"to_net"`
 	ToPod        *ebpf.ProgramSpec `ebpf:"to_pod"`
 }
 
@@ -453,6 +464,7 @@ type DatapathVariables struct {
 type DatapathPrograms struct {
 	FromNet      *ebpf.Program `ebpf:"from_net"`
 	FromPod      *ebpf.Program `ebpf:"from_pod"`
+	FromTun      *ebpf.Program `ebpf:"from_tun"`
 	SockConnect4 *ebpf.Program `ebpf:"sock_connect4"`
 	SockConnect6 *ebpf.Program `ebpf:"sock_connect6"`
 	SockGetpeer4 *ebpf.Program `ebpf:"sock_getpeer4"`
@@ -461,6 +473,7 @@ type DatapathPrograms struct {
 	SockRecvmsg6 *ebpf.Program `ebpf:"sock_recvmsg6"`
 	SockSendmsg4 *ebpf.Program `ebpf:"sock_sendmsg4"`
 	SockSendmsg6 *ebpf.Program `ebpf:"sock_sendmsg6"`
+	ToNet        *ebpf.Program `ebpf:"to_net"`
 	ToPod        *ebpf.Program `ebpf:"to_pod"`
 }
 
@@ -468,6 +481,7 @@ func (p *DatapathPrograms) Close() error {
 	return _DatapathClose(
 		p.FromNet,
 		p.FromPod,
+		p.FromTun,
 		p.SockConnect4,
 		p.SockConnect6,
 		p.SockGetpeer4,
@@ -476,6 +490,7 @@ func (p *DatapathPrograms) Close() error {
 		p.SockRecvmsg6,
 		p.SockSendmsg4,
 		p.SockSendmsg6,
+		p.ToNet,
 		p.ToPod,
 	)
 }

@@ -55,7 +55,11 @@ func load(tb testing.TB, mask uint) *DatapathObjects {
 	if err := spec.LoadAndAssign(&objs, nil); err != nil {
 		tb.Fatalf("%+v", err)
 	}
-	tb.Cleanup(func() { objs.Close() })
+	tb.Cleanup(func() {
+		if err := objs.Close(); err != nil {
+			tb.Error(err)
+		}
+	})
 	return &objs
 }
 

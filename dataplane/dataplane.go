@@ -19,7 +19,7 @@ import (
 	"github.com/nodeagent/nodeagent/dataplane/service"
 )
 
-// ErrNotStarted: the verb needs the kernel, and Start has not returned yet.
+// ErrNotStarted says that the verb needs the kernel, and Start has not returned yet.
 var ErrNotStarted = errors.New("data path not started")
 
 // Deps are what the data path needs from others.
@@ -59,9 +59,16 @@ type Dataplane struct {
 	peers     map[string]Peer
 	host      attach.Host
 	uplinks   map[int]string // attached, by index
-	attached  map[int]bool   // interfaces of pods with our programs
-	handover  map[int]bool   // those that still have the slower filter
-	forgotten map[int]bool   // those that are gone, or going
+	// nodeKnown and peersKnown: somebody said so, and what an earlier daemon
+	// knew may go.
+	nodeKnown, peersKnown bool
+	tunnel                int // index of the overlay's device, 0: none
+	underlay              netip.Addr
+	peerRoutes            attach.PeerRoutes
+
+	attached  map[int]bool // interfaces of pods with our programs
+	handover  map[int]bool // those that still have the slower filter
+	forgotten map[int]bool // those that are gone, or going
 	purge     map[netip.Addr]bool
 
 	// svcMu guards the services and their table. Taken after mu, if both.
@@ -116,7 +123,7 @@ func (d *Dataplane) Start(ctx context.Context) (retErr error) {
 	}
 	defer func() {
 		if retErr != nil {
-			d.kernel.Close()
+			retErr = errors.Join(retErr, d.kernel.Close())
 		}
 	}()
 	d.eps = maps.NewEndpoints(d.kernel.Eps)
@@ -225,7 +232,7 @@ func (d *Dataplane) Stop(context.Context) error {
 // Uninstall removes programs, maps and pins of all versions from the kernel:
 // pods lose their network. It must not be called while a daemon runs.
 func Uninstall(cfg Config) error {
-	if err := attach.Uninstall(cfg.BPFFS); err != nil {
+	if err := errors.Join(attach.Uninstall(cfg.BPFFS), attach.DeleteTunnel(cfg.Tunnel.Device)); err != nil {
 		return err
 	}
 	if err := os.Remove(filepath.Clean(cfg.BPFFS)); err != nil && !errors.Is(err, os.ErrNotExist) {

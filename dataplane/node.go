@@ -10,7 +10,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/nodeagent/nodeagent/bpf"
 	"github.com/nodeagent/nodeagent/dataplane/attach"
 	"github.com/nodeagent/nodeagent/dataplane/maps"
 	"github.com/nodeagent/nodeagent/dataplane/service"
@@ -31,34 +30,11 @@ func (d *Dataplane) SetNode(_ context.Context, n Node) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.node = n
+	d.node, d.nodeKnown = n, true
 	if !d.started {
 		return nil
 	}
 	return errors.Join(d.syncHost(), d.recompile())
-}
-
-// UpdatePeers replaces the set of other nodes. Peers that did not change are
-// not touched.
-func (d *Dataplane) UpdatePeers(_ context.Context, peers []Peer) error {
-	next := make(map[string]Peer, len(peers))
-	var errs []error
-	for _, p := range peers {
-		if err := p.validate(); err != nil {
-			errs = append(errs, err)
-		}
-		next[p.Name] = p
-	}
-	if err := errors.Join(errs...); err != nil {
-		return err
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.peers = next
-	if !d.started {
-		return nil
-	}
-	return d.syncRoutes()
 }
 
 // syncHost makes the maps agree with the node's interfaces and addresses. The
@@ -119,12 +95,11 @@ func (d *Dataplane) syncUplinks() error {
 			continue
 		}
 		next[i.Index] = i.Name
-		up := maps.Uplink{MTU: i.MTU}
-		if d.node.Masquerade {
-			up.Addr4 = d.sourceAddr(i, true)
-			up.Addr6 = d.sourceAddr(i, false)
+		want[i.Index] = maps.Uplink{
+			Addr4:      d.sourceAddr(i, true),
+			Addr6:      d.sourceAddr(i, false),
+			Masquerade: d.node.Masquerade,
 		}
-		want[i.Index] = up
 		if _, ok := d.uplinks[i.Index]; ok {
 			continue
 		}
@@ -139,7 +114,7 @@ func (d *Dataplane) syncUplinks() error {
 	old, err := d.kernel.AttachedUplinks()
 	errs = append(errs, err)
 	for _, idx := range old {
-		if _, ok := next[idx]; !ok {
+		if _, ok := next[idx]; !ok && d.nodeKnown {
 			errs = append(errs, d.kernel.ForgetUplink(idx))
 		}
 	}
@@ -178,18 +153,6 @@ func (d *Dataplane) sourceAddr(i attach.Interface, v4 bool) netip.Addr {
 	return first
 }
 
-// syncRoutes writes what lies behind addresses that are not of this node.
-func (d *Dataplane) syncRoutes() error {
-	want := map[netip.Prefix]maps.Route{}
-	for _, p := range d.node.NonMasqueradeCIDRs {
-		want[p.Masked()] = maps.Route{Kind: bpf.DatapathRouteKindROUTE_PLAIN}
-	}
-	for _, p := range d.node.PodCIDRs {
-		want[p.Masked()] = maps.Route{Kind: bpf.DatapathRouteKindROUTE_LOCAL}
-	}
-	return d.routes.Sync(want)
-}
-
 // followHost brings the maps up to date when the host changes.
 func (d *Dataplane) followHost(ctx context.Context) {
 	resync := time.NewTicker(hostResync)
@@ -208,7 +171,7 @@ func (d *Dataplane) followHost(ctx context.Context) {
 		err := d.syncHost()
 		d.mu.Unlock()
 		if err != nil {
-			d.log.Error("follow host", "err", err)
+			d.log.ErrorContext(ctx, "follow host", "err", err)
 		}
 	}
 }

@@ -43,7 +43,7 @@ func (n netns) stream(tb testing.TB, to netip.AddrPort) *stream {
 }
 
 func (s *stream) run() error {
-	defer s.conn.Close()
+	defer s.conn.Close() //nolint:errcheck // all is said
 	line := make([]byte, 1)
 	for line[0] != '\n' { // the server's first line
 		if _, err := s.conn.Read(line); err != nil {

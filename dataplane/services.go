@@ -13,7 +13,7 @@ import (
 	"github.com/nodeagent/nodeagent/dataplane/service"
 )
 
-// ErrFull: a map has no room for what is wanted.
+// ErrFull says that a map has no room for what is wanted.
 var ErrFull = errors.New("full")
 
 // table makes the maps of services agree with what owners want in them. An
@@ -151,12 +151,12 @@ func (t *table) set(c *change, owner string, entries []service.Entry) {
 
 // put records a frontend and writes it if that changes anything.
 func (t *table) put(c *change, owner string, key maps.ServiceKey, value maps.ServiceValue) {
-	f := t.fronts[key]
-	was, known := maps.ServiceValue{}, false
-	if f != nil {
-		was, known = f.value, true
-	} else if was, known = t.left[key]; known {
+	was, known := t.left[key]
+	if known {
 		t.claim(key, was)
+	}
+	if f := t.fronts[key]; f != nil {
+		was, known = f.value, true
 	}
 	t.fronts[key] = &front{owner: owner, value: value}
 	if !known || was != value {

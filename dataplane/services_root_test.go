@@ -114,18 +114,15 @@ func TestRootClusterIP(t *testing.T) {
 					if network == "udp" {
 						want = c.packet // pods' UDP is translated per packet only
 					}
-					name, saw, peer, err := a.askAt(h.cgroup, network, to)
-					if err != nil || name != c.name || saw != want.String() {
-						t.Errorf("got %s which saw %s, %v; want %s which saw %s", name, saw, err, c.name, want)
-					}
-					if peer != to.String() {
-						t.Errorf("peer is %s, want the service's address %s", peer, to)
+					got, err := a.askAt(h.cgroup, network, to)
+					if err != nil || got != (answer{c.name, want.String(), to.String()}) {
+						t.Errorf("got %v, %v; want %s which saw %s, from %s", got, err, c.name, want, to)
 					}
 				})
 				t.Run(c.what+" from the node/"+family(c.vip)+"/"+network, func(t *testing.T) {
-					name, _, peer, err := h.askAt(h.cgroup, network, to)
-					if err != nil || name != c.name || peer != to.String() {
-						t.Errorf("got %s from %s, %v; want %s from %s", name, peer, err, c.name, to)
+					got, err := h.askAt(h.cgroup, network, to)
+					if err != nil || got.name != c.name || got.peer != to.String() {
+						t.Errorf("got %v, %v; want %s from %s", got, err, c.name, to)
 					}
 				})
 			}
@@ -150,7 +147,7 @@ func TestRootNoEndpoints(t *testing.T) {
 				}
 			})
 			t.Run(family(vip)+"/"+network+"/socket", func(t *testing.T) {
-				_, _, _, err := a.askAt(h.cgroup, network, to)
+				_, err := a.askAt(h.cgroup, network, to)
 				if err == nil || !strings.Contains(err.Error(), "connection refused") {
 					t.Errorf("got %v, want connection refused", err)
 				}

@@ -45,7 +45,7 @@ func (d *Dataplane) followPods(ctx context.Context) {
 		}
 		if gone {
 			if err := d.kernel.ForgetPod(idx); err != nil {
-				d.log.Debug("detach from link", "if_index", idx, "err", err)
+				d.log.DebugContext(ctx, "detach from link", "if_index", idx, "err", err)
 			}
 		} else if err := d.handOver(idx); errors.Is(err, ebpf.ErrNotSupported) {
 			tcx = false
@@ -106,7 +106,7 @@ func (d *Dataplane) sweepFlows(ctx context.Context) {
 		clear(d.purge)
 		d.mu.Unlock()
 		if _, err := d.sweep(gone); err != nil {
-			d.log.Error("sweep flows", "err", err)
+			d.log.ErrorContext(ctx, "sweep flows", "err", err)
 		}
 	}
 }

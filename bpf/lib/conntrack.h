@@ -191,7 +191,7 @@ static __always_inline void ct_fill(struct ct_value *v, const struct pkt *pkt)
 	v->seen = ticks();
 	v->since = v->seen;
 	v->svc = pkt->svc;
-	v->oif = pkt->oif;
+	v->oif = pkt->back;
 }
 
 /* The one record of a flow that is not translated. */

@@ -10,7 +10,7 @@
 #include "pkt.h"
 #include "reason.h"
 
-#define COUNTERS 256 /* HOOK_MAX * REASON_MAX */
+#define COUNTERS 512 /* HOOK_MAX * REASON_MAX */
 
 struct counter {
 	__u64 packets;

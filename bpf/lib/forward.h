@@ -47,37 +47,84 @@ static __always_inline __u32 fib_oif(struct __sk_buff *skb, const struct pkt *pk
 	return 0;
 }
 
-/* A flow that leaves the cluster: by which uplink, and does it need our address? */
+/* Our address on an interface, in the packet's family; NULL when there is none. */
+static __always_inline struct addr *uplink_addr(struct uplink *up, const struct pkt *pkt)
+{
+	struct addr *a = pkt->v4 ? &up->addr4 : &up->addr6;
+
+	return addr_zero(a) ? NULL : a;
+}
+
+/*
+ * A flow whose source is an address of the node's must not meet the kernel's
+ * routing again: it would take it for a martian.
+ */
+static __always_inline bool forward_as_node(const struct pkt *pkt)
+{
+	return pkt->reply ? pkt->ct_flags & CT_OUTSIDE : pkt->ct_flags & CT_SNAT;
+}
+
+/*
+ * Out by the FIB. Of flows that pods began, and of replies to those that began
+ * outside, the record knows the interface; what comes in by one uplink and
+ * leaves for a backend elsewhere has to look.
+ */
+static __always_inline int forward_world_known(struct __sk_buff *skb, struct pkt *pkt)
+{
+	if (!forward_as_node(pkt))
+		return PASS_ROUTE;
+	if (!pkt->reply && (pkt->ct_flags & CT_OUTSIDE))
+		pkt->oif = fib_oif(skb, pkt);
+	return pkt->oif ? FWD_WORLD : PASS_ROUTE;
+}
+
+/* A new flow from a pod that leaves the cluster: does it need our address? */
 static __always_inline int forward_world(struct __sk_buff *skb, struct pkt *pkt)
 {
 	struct uplink *up;
 	struct addr *from;
-	__u32 oif;
+	__u32 oif = fib_oif(skb, pkt);
 
-	if (pkt->known)
-		return pkt->ct_flags & (CT_SNAT | CT_OUTSIDE) ? FWD_WORLD : PASS_ROUTE;
-	if (pkt->hook != HOOK_POD)
-		return PASS_UNKNOWN;
-	oif = fib_oif(skb, pkt);
 	up = bpf_map_lookup_elem(&uplinks, &oif);
-	if (!up)
+	if (!up || !(up->flags & UPLINK_MASQ))
 		return PASS_ROUTE;
-	from = pkt->v4 ? &up->addr4 : &up->addr6;
-	if (addr_zero(from))
+	from = uplink_addr(up, pkt);
+	if (!from)
 		return PASS_ROUTE;
 	pkt->oif = oif;
 	pkt->snat = *from;
 	return FWD_WORLD;
 }
 
+/*
+ * A new flow from outside to a backend that is not a pod of ours: the answer
+ * has to come back through us, so it leaves with our address, that of the
+ * uplink it came in by. The record remembers that uplink.
+ */
+static __always_inline int forward_outside(struct __sk_buff *skb, struct pkt *pkt, int act)
+{
+	__u32 in = skb->ifindex;
+	struct uplink *up = bpf_map_lookup_elem(&uplinks, &in);
+	struct addr *from = up ? uplink_addr(up, pkt) : NULL;
+
+	if (!from)
+		return PASS_UNKNOWN;
+	pkt->snat = *from;
+	if (act != PASS_ROUTE)
+		return act;
+	pkt->n.src = *from;
+	pkt->oif = fib_oif(skb, pkt);
+	return pkt->oif ? FWD_WORLD : PASS_ROUTE;
+}
+
 static __always_inline int forward_route(struct pkt *pkt, const struct route *rt)
 {
+	if (rt->kind != ROUTE_NATIVE && rt->kind != ROUTE_TUNNEL)
+		return PASS_ROUTE;
 	pkt->oif = rt->oif;
 	pkt->next = rt->next;
 	if (rt->kind == ROUTE_NATIVE)
 		return FWD_NATIVE;
-	if (rt->kind != ROUTE_TUNNEL)
-		return PASS_ROUTE;
 	__builtin_memcpy(pkt->mac, rt->mac, sizeof(pkt->mac));
 	return FWD_TUNNEL;
 }
@@ -86,6 +133,7 @@ static __always_inline int forward_to(struct __sk_buff *skb, struct pkt *pkt)
 {
 	struct endpoint *ep;
 	struct route *rt;
+	int act = PASS_ROUTE;
 
 	ep = endpoint_find(&pkt->n.dst);
 	if (ep) {
@@ -97,10 +145,18 @@ static __always_inline int forward_to(struct __sk_buff *skb, struct pkt *pkt)
 		return FWD_LOCAL;
 	}
 	/* We are nobody's router for what comes from outside. */
-	if (pkt->hook == HOOK_NET && !pkt->known && !pkt->svc)
+	if (pkt->hook != HOOK_POD && !pkt->known && !pkt->svc)
 		return PASS_UNKNOWN;
 	rt = route_find(&pkt->n.dst);
-	return rt ? forward_route(pkt, rt) : forward_world(skb, pkt);
+	if (rt)
+		act = forward_route(pkt, rt);
+	if (pkt->hook != HOOK_POD && !pkt->known)
+		return forward_outside(skb, pkt, act);
+	if (act != PASS_ROUTE)
+		return act;
+	if (pkt->known)
+		return forward_world_known(skb, pkt);
+	return rt ? PASS_ROUTE : forward_world(skb, pkt);
 }
 
 /* Errors about packets that we take past the kernel are still the kernel's to send. */
@@ -141,9 +197,14 @@ __noinline int forward(struct __sk_buff *skb, struct pkt *pkt)
 
 	NEED(pkt);
 	pkt->act = (__u8)forward_to(skb, pkt);
+	pkt->back = pkt->oif;
 	ret = forward_fits(skb, pkt);
 	if (ret)
 		return ret;
+	if (pkt->hook != HOOK_POD && !pkt->known) {
+		pkt->ct_flags |= CT_OUTSIDE;
+		pkt->back = skb->ifindex;
+	}
 	/* Its own backend: it hears from the service's address, so that it answers there. */
 	if (!pkt->known && pkt->dst_if && pkt->src_if == pkt->dst_if) {
 		pkt->ct_flags |= CT_HAIRPIN;

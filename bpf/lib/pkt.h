@@ -21,6 +21,7 @@ struct pkt {
 	__u32 src_if;	  /* link of the pod that sent it, 0: no pod of this node */
 	__u32 dst_if;	  /* link of the pod that owns n.dst, 0: no pod of this node */
 	__u32 oif;	  /* interface to leave by */
+	__u32 back;	  /* interface towards the outside, for the record of the flow */
 	__u32 svc;	  /* id of the service that was addressed */
 	__u32 ct_flags;	  /* what the flow's record says, or shall say */
 	__u32 rate;	  /* slot of the bandwidth that limits it */
@@ -38,7 +39,7 @@ struct pkt {
 	bool reply;   /* direction within its flow */
 	bool df;      /* must not be fragmented */
 	bool host;    /* n.dst is the node */
-	__u8 pad[5];
+	__u8 pad[1];
 };
 
 /* A stage that was called without a packet: cannot happen, has to be said. */

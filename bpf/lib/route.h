@@ -12,7 +12,7 @@ enum route_kind {
 	ROUTE_LOCAL,  /* pods of this node; one that is not in eps does not exist */
 	ROUTE_NATIVE, /* pods of another node, by next and oif */
 	ROUTE_TUNNEL, /* pods of another node, by the overlay device oif to next */
-	ROUTE_PLAIN,  /* sees the pod's own address; the kernel knows the way */
+	ROUTE_PLAIN,  /* sees the pod's own address; the FIB knows the way */
 };
 
 struct route_key {
@@ -46,11 +46,15 @@ static __always_inline struct route *route_find(const struct addr *a)
 	return bpf_map_lookup_elem(&routes, &key);
 }
 
+enum uplink_flags {
+	UPLINK_MASQ = 0x1, /* pods leave with the uplink's address */
+};
+
 /* An interface with a way out, and the addresses that flows leave it with. */
 struct uplink {
-	struct addr addr4; /* zero: the family is not masqueraded here */
+	struct addr addr4; /* zero: none of this family */
 	struct addr addr6;
-	__u32 mtu;
+	__u32 flags; /* enum uplink_flags */
 };
 
 _Static_assert(sizeof(struct uplink) == 36, "uplink: no padding");

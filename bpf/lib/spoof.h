@@ -7,6 +7,7 @@
 #include "endpoint.h"
 #include "pkt.h"
 #include "reason.h"
+#include "route.h"
 
 static __always_inline int spoof_pod(struct __sk_buff *skb, struct pkt *pkt)
 {
@@ -32,4 +33,26 @@ static __always_inline int spoof_net(struct __sk_buff *skb, struct pkt *pkt)
 	if (ep && !endpoint_is_host(ep))
 		return -DROP_SPOOFED;
 	return 0;
+}
+
+/* From the overlay comes only what lies behind the node that sent it. */
+static __always_inline int spoof_tun(struct __sk_buff *skb, struct pkt *pkt)
+{
+	struct bpf_tunnel_key key = {};
+	struct addr from;
+	struct route *rt;
+
+	rt = route_find(&pkt->t.src);
+	if (!rt || rt->kind != ROUTE_TUNNEL)
+		return -DROP_TUNNEL;
+	if (addr_is4(&rt->next)) {
+		if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
+			return -DROP_TUNNEL;
+		addr_from4(&from, bpf_htonl(key.remote_ipv4));
+	} else {
+		if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6))
+			return -DROP_TUNNEL;
+		addr_from6(&from, key.remote_ipv6);
+	}
+	return addr_eq(&from, &rt->next) ? 0 : -DROP_TUNNEL;
 }

@@ -31,5 +31,6 @@ enum hook {
 	HOOK_NET,   /* from an uplink */
 	HOOK_TUN,   /* from the overlay */
 	HOOK_TOPOD, /* from this node's kernel to a pod */
+	HOOK_TONET, /* from this node's kernel to an uplink */
 	HOOK_MAX,
 };

@@ -21,6 +21,8 @@ type Interface struct {
 	MTU   int
 	// Addrs are its addresses, in the kernel's order, link-local ones left out.
 	Addrs []netip.Addr
+	// Links are the ranges that are directly reachable by it.
+	Links []netip.Prefix
 	// Default says that a default route leads out of it.
 	Default bool
 }
@@ -85,7 +87,9 @@ func ReadHost() (Host, error) {
 			if addr.LinkIndex != a.Index || !ok || ip.Is6() && ip.IsLinkLocalUnicast() {
 				continue
 			}
+			ones, _ := addr.Mask.Size()
 			i.Addrs = append(i.Addrs, ip)
+			i.Links = append(i.Links, netip.PrefixFrom(ip, ones).Masked())
 		}
 		out.Interfaces = append(out.Interfaces, i)
 	}

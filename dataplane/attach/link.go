@@ -19,9 +19,11 @@ import (
 
 // Names of pinned links: what they are for, then the interface's index.
 const (
-	pinPod    = "pod-"
-	pinUplink = "net-"
-	pinSock   = "sock-"
+	pinPod       = "pod-"
+	pinUplink    = "net-"
+	pinUplinkOut = "out-"
+	pinTunnel    = "tun-"
+	pinSock      = "sock-"
 )
 
 // filterHandle identifies our filters: the only ones that are ever replaced.
@@ -47,8 +49,7 @@ func (k *Kernel) Pod(ifindex int) error {
 	if l == nil {
 		return replaceFilter(ifindex, netlink.HANDLE_MIN_INGRESS, k.FromPod)
 	}
-	defer l.Close()
-	if err := l.Update(k.FromPod); err != nil {
+	if err := errors.Join(l.Update(k.FromPod), l.Close()); err != nil {
 		return fmt.Errorf("update link of interface %d: %w", ifindex, err)
 	}
 	return nil
@@ -63,13 +64,12 @@ func (k *Kernel) HandOver(ifindex int) error {
 		return err
 	}
 	if l == nil {
-		l, err = k.tcx(pinPod, ifindex, k.FromPod)
+		l, err = k.tcx(pinPod, ifindex, k.FromPod, ebpf.AttachTCXIngress)
 		if err != nil {
 			return err
 		}
 	}
-	defer l.Close()
-	return deleteFilter(ifindex, netlink.HANDLE_MIN_INGRESS)
+	return errors.Join(l.Close(), deleteFilter(ifindex, netlink.HANDLE_MIN_INGRESS))
 }
 
 // ForgetPod removes the pin of a pod's link. The attachments go with the
@@ -87,39 +87,76 @@ func (k *Kernel) ForgetPod(ifindex int) error {
 	return errors.Join(errs...)
 }
 
-// Uplink attaches the program for packets from outside to an uplink, or
-// replaces it: a tcx link where the kernel has them, else a filter.
-func (k *Kernel) Uplink(ifindex int) error {
-	l, err := k.pinned(pinUplink, ifindex)
-	if err != nil {
-		return err
+// device is an interface that programs are attached to for good: an uplink, or
+// the overlay.
+type device struct {
+	pin    string
+	at     ebpf.AttachType
+	parent uint32
+	prog   *ebpf.Program
+}
+
+func (k *Kernel) uplinkPrograms() []device {
+	return []device{
+		{pinUplinkOut, ebpf.AttachTCXEgress, netlink.HANDLE_MIN_EGRESS, k.ToNet},
+		{pinUplink, ebpf.AttachTCXIngress, netlink.HANDLE_MIN_INGRESS, k.FromNet},
 	}
-	if l == nil {
-		l, err = k.tcx(pinUplink, ifindex, k.FromNet)
-		if errors.Is(err, ebpf.ErrNotSupported) {
-			if err := ensureClsact(ifindex); err != nil {
-				return err
-			}
-			return replaceFilter(ifindex, netlink.HANDLE_MIN_INGRESS, k.FromNet)
-		}
+}
+
+func (k *Kernel) tunnelPrograms() []device {
+	return []device{{pinTunnel, ebpf.AttachTCXIngress, netlink.HANDLE_MIN_INGRESS, k.FromTun}}
+}
+
+// Uplink attaches the programs of an uplink, or replaces them.
+func (k *Kernel) Uplink(ifindex int) error { return k.attachDevice(ifindex, k.uplinkPrograms()) }
+
+// Tunnel attaches the program of the overlay's device, or replaces it.
+func (k *Kernel) Tunnel(ifindex int) error { return k.attachDevice(ifindex, k.tunnelPrograms()) }
+
+// ForgetUplink detaches from an interface that is no uplink any more.
+func (k *Kernel) ForgetUplink(ifindex int) error { return k.forgetDevice(ifindex, k.uplinkPrograms()) }
+
+// ForgetTunnel detaches from the overlay's device.
+func (k *Kernel) ForgetTunnel(ifindex int) error { return k.forgetDevice(ifindex, k.tunnelPrograms()) }
+
+// attachDevice uses tcx links where the kernel has them, else filters.
+func (k *Kernel) attachDevice(ifindex int, progs []device) error {
+	for _, p := range progs {
+		l, err := k.pinned(p.pin, ifindex)
 		if err != nil {
 			return err
 		}
-		return l.Close()
-	}
-	defer l.Close()
-	if err := l.Update(k.FromNet); err != nil {
-		return fmt.Errorf("update link of interface %d: %w", ifindex, err)
+		if l != nil {
+			err = errors.Join(l.Update(p.prog), l.Close())
+		} else {
+			l, err = k.tcx(p.pin, ifindex, p.prog, p.at)
+			if err == nil {
+				err = l.Close()
+			}
+		}
+		if errors.Is(err, ebpf.ErrNotSupported) {
+			err = ensureClsact(ifindex)
+			if err == nil {
+				err = replaceFilter(ifindex, p.parent, p.prog)
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("attach to interface %d: %w", ifindex, err)
+		}
 	}
 	return nil
 }
 
-// ForgetUplink detaches from an interface that is no uplink any more.
-func (k *Kernel) ForgetUplink(ifindex int) error {
-	if err := os.Remove(k.linkPin(pinUplink + strconv.Itoa(ifindex))); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+func (k *Kernel) forgetDevice(ifindex int, progs []device) error {
+	var errs []error
+	for _, p := range progs {
+		pin := k.linkPin(p.pin + strconv.Itoa(ifindex))
+		if err := os.Remove(pin); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+		errs = append(errs, deleteFilter(ifindex, p.parent))
 	}
-	return deleteFilter(ifindex, netlink.HANDLE_MIN_INGRESS)
+	return errors.Join(errs...)
 }
 
 // AttachedUplinks are the interfaces that have a pinned link of ours.
@@ -161,12 +198,8 @@ func (k *Kernel) pinned(prefix string, ifindex int) (link.Link, error) {
 	return nil, errors.Join(l.Unpin(), l.Close())
 }
 
-func (k *Kernel) tcx(prefix string, ifindex int, prog *ebpf.Program) (link.Link, error) {
-	l, err := link.AttachTCX(link.TCXOptions{
-		Interface: ifindex,
-		Program:   prog,
-		Attach:    ebpf.AttachTCXIngress,
-	})
+func (k *Kernel) tcx(prefix string, ifindex int, prog *ebpf.Program, at ebpf.AttachType) (link.Link, error) {
+	l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: prog, Attach: at})
 	if err != nil {
 		return nil, fmt.Errorf("attach to interface %d: %w", ifindex, err)
 	}

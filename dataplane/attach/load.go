@@ -115,7 +115,7 @@ func adopt(spec *ebpf.MapSpec, pin string) error {
 	if err != nil {
 		return fmt.Errorf("open pinned map %s: %w", pin, err)
 	}
-	defer m.Close()
+	defer m.Close() //nolint:errcheck // only looked at
 	if m.Type() == spec.Type && m.KeySize() == spec.KeySize && m.ValueSize() == spec.ValueSize {
 		spec.MaxEntries = m.MaxEntries()
 		return nil
@@ -146,7 +146,7 @@ func ensureBPFFS(dir string) error {
 
 func isBPFFS(dir string) bool {
 	var st unix.Statfs_t
-	return unix.Statfs(dir, &st) == nil && int64(st.Type) == unix.BPF_FS_MAGIC
+	return unix.Statfs(dir, &st) == nil && st.Type == unix.BPF_FS_MAGIC
 }
 
 func (k *Kernel) linkPin(name string) string { return filepath.Join(k.dir, "links", name) }

@@ -86,7 +86,7 @@ func (k *Kernel) ForgetSockets() error {
 func CgroupRoot() string {
 	for _, dir := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
 		var st unix.Statfs_t
-		if unix.Statfs(dir, &st) == nil && int64(st.Type) == unix.CGROUP2_SUPER_MAGIC {
+		if unix.Statfs(dir, &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC {
 			return dir
 		}
 	}
@@ -99,7 +99,7 @@ func HostCookie() (uint64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("open socket: %w", err)
 	}
-	defer unix.Close(fd)
+	defer unix.Close(fd) //nolint:errcheck // only looked at
 	c, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
 	if err != nil {
 		return 0, fmt.Errorf("read cookie of network namespace: %w", err)

@@ -29,6 +29,7 @@ func Uninstall(bpffs string) error {
 			errs = append(errs, fmt.Errorf("remove pins: %w", err))
 		}
 	}
+	errs = append(errs, forgetRoutes())
 	h := &netlink.Handle{}
 	links, err := retry(h.LinkList)
 	if err != nil {

@@ -40,8 +40,9 @@ func routeValue(r Route) bpf.DatapathRoute {
 	return v
 }
 
-// Sync makes the trie hold exactly want, and writes only what differs.
-func (r Routes) Sync(want map[netip.Prefix]Route) error {
+// Sync makes the trie hold what is wanted, and writes only what differs. With
+// prune it removes what is not wanted.
+func (r Routes) Sync(want map[netip.Prefix]Route, prune bool) error {
 	have, err := all[bpf.DatapathRouteKey, bpf.DatapathRoute](r.m)
 	if err != nil {
 		return err
@@ -58,6 +59,9 @@ func (r Routes) Sync(want map[netip.Prefix]Route) error {
 		}
 	}
 	for k := range have {
+		if !prune {
+			break
+		}
 		if err := deleteKey(r.m, k); err != nil {
 			return err
 		}
@@ -86,10 +90,11 @@ func (r Routes) All() (map[netip.Prefix]Route, error) {
 
 // Uplink is an interface with a way out.
 type Uplink struct {
-	// Addr4 and Addr6 are the addresses that masqueraded flows leave with;
-	// invalid: the family is not masqueraded.
+	// Addr4 and Addr6 are the addresses that translated flows leave with;
+	// invalid: there is none of the family.
 	Addr4, Addr6 netip.Addr
-	MTU          int
+	// Masquerade: pods' flows are translated too.
+	Masquerade bool
 }
 
 // Uplinks is the map of them by interface index.
@@ -106,7 +111,10 @@ func (u Uplinks) Sync(want map[int]Uplink) error {
 	}
 	for idx, up := range want {
 		k := uint32(idx)
-		v := bpf.DatapathUplink{Addr4: AddrOf(up.Addr4), Addr6: AddrOf(up.Addr6), Mtu: uint32(up.MTU)}
+		v := bpf.DatapathUplink{Addr4: AddrOf(up.Addr4), Addr6: AddrOf(up.Addr6)}
+		if up.Masquerade {
+			v.Flags = uint32(bpf.DatapathUplinkFlagsUPLINK_MASQ)
+		}
 		old, ok := have[k]
 		delete(have, k)
 		if ok && old == v {

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"sync"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/nodeagent/nodeagent/dataplane/service"
+)
+
+// agent is a data path in a process of its own.
+type agent struct {
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out *bufio.Scanner
+	mu  sync.Mutex
+}
+
+type labCall struct {
+	Verb string
+	Args json.RawMessage
+}
+
+type labReply struct{ Err string }
+
+func (h *host) startAgent(tb testing.TB) {
+	tb.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	cmd := exec.Command("nsenter", "--net="+h.path, exe)
+	cmd.Env = append(os.Environ(), labEnv+"=agent")
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		tb.Fatal(err)
+	}
+	sc := bufio.NewScanner(out)
+	sc.Buffer(nil, 1<<24)
+	h.agent = &agent{cmd: cmd, in: in, out: sc}
+	h.agent.must(tb, "SetNode", h.node)
+	h.agent.must(tb, "Start", h.cfg)
+}
+
+// call calls a verb of the data path.
+func (a *agent) call(verb string, args any) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	raw, err := json.Marshal(args)
+	if err != nil {
+		return err
+	}
+	line, err := json.Marshal(labCall{verb, raw})
+	if err != nil {
+		return err
+	}
+	if _, err := a.in.Write(append(line, '\n')); err != nil {
+		return err
+	}
+	if !a.out.Scan() {
+		return errors.New("agent is gone")
+	}
+	var r labReply
+	if err := json.Unmarshal(a.out.Bytes(), &r); err != nil {
+		return err
+	}
+	if r.Err != "" {
+		return errors.New(r.Err)
+	}
+	return nil
+}
+
+func (a *agent) must(tb testing.TB, verb string, args any) {
+	tb.Helper()
+	if err := a.call(verb, args); err != nil {
+		tb.Fatalf("%s: %v", verb, err)
+	}
+}
+
+// kill ends the agent as a crash would.
+func (a *agent) kill(tb testing.TB) {
+	tb.Helper()
+	if err := a.cmd.Process.Kill(); err != nil {
+		tb.Fatal(err)
+	}
+	a.cmd.Wait() //nolint:errcheck // it was killed: there is an error
+}
+
+func (a *agent) stop(tb testing.TB) {
+	tb.Helper()
+	if a.cmd.ProcessState != nil {
+		return
+	}
+	if err := errors.Join(a.in.Close(), a.cmd.Wait()); err != nil {
+		tb.Errorf("agent: %v", err)
+	}
+}
+
+// agentMain is the process of an agent: one call a line, one reply a line.
+func agentMain() int {
+	ctx := context.Background()
+	var d *Dataplane
+	var node Node
+	level := slog.LevelError
+	if os.Getenv("NODEAGENT_LAB_DEBUG") != "" {
+		level = slog.LevelDebug
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	sc := bufio.NewScanner(os.Stdin)
+	sc.Buffer(nil, 1<<24)
+	for sc.Scan() {
+		var c labCall
+		var r labReply
+		err := json.Unmarshal(sc.Bytes(), &c)
+		if err == nil {
+			switch c.Verb {
+			case "Start":
+				var cfg Config
+				if err = json.Unmarshal(c.Args, &cfg); err == nil {
+					if d, err = New(cfg, Deps{Log: log}); err == nil {
+						err = errors.Join(d.SetNode(ctx, node), d.Start(ctx))
+					}
+				}
+			case "SetNode":
+				node = Node{}
+				if err = json.Unmarshal(c.Args, &node); err == nil && d != nil {
+					err = d.SetNode(ctx, node)
+				}
+			default:
+				err = agentCall(ctx, d, c)
+			}
+		}
+		if err != nil {
+			r.Err = err.Error()
+		}
+		line, _ := json.Marshal(r)
+		fmt.Println(string(line))
+	}
+	if d != nil {
+		if err := d.Stop(ctx); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
+	return 0
+}
+
+func with[T any](raw json.RawMessage, fn func(T) error) error {
+	var v T
+	if err := json.Unmarshal(raw, &v); err != nil {
+		return err
+	}
+	return fn(v)
+}
+
+func agentCall(ctx context.Context, d *Dataplane, c labCall) error {
+	switch c.Verb {
+	case "UpdateEndpoint":
+		return with(c.Args, func(ep Endpoint) error { return d.UpdateEndpoint(ctx, ep) })
+	case "DeleteEndpoint":
+		return with(c.Args, func(id string) error { return d.DeleteEndpoint(ctx, id) })
+	case "PruneEndpoints":
+		return with(c.Args, func(ids []string) error { return d.PruneEndpoints(ctx, ids) })
+	case "UpdatePeers":
+		return with(c.Args, func(p []Peer) error { return d.UpdatePeers(ctx, p) })
+	case "UpdateServices":
+		return with(c.Args, func(o []service.Object) error { return d.UpdateServices(ctx, o) })
+	case "DeleteServices":
+		return with(c.Args, func(n []types.NamespacedName) error { return d.DeleteServices(ctx, n) })
+	case "PruneServices":
+		return with(c.Args, func(n []types.NamespacedName) error { return d.PruneServices(ctx, n) })
+	default:
+		return fmt.Errorf("unknown verb %q", c.Verb)
+	}
+}
