@@ -16,6 +16,8 @@ import (
 	"github.com/nodeagent/nodeagent/cri/containerd"
 	"github.com/nodeagent/nodeagent/csi"
 	"github.com/nodeagent/nodeagent/dataplane"
+	"github.com/nodeagent/nodeagent/kube"
+	"github.com/nodeagent/nodeagent/kube/storage"
 )
 
 // graph is the daemon's wiring while it is being built: plain calls, in the
@@ -33,6 +35,10 @@ type graph struct {
 	// network is nil when pods use a foreign conflist.
 	network *cni.Network
 	storage *csi.Server
+	// kube is nil without an API server.
+	kube *kube.Client
+	// controllers is nil without an API server or without storage.
+	controllers *storage.Controllers
 }
 
 // assemble builds every room and returns the parts in starting order.
@@ -44,7 +50,7 @@ func assemble(ctx context.Context, p *process, db *bbolt.DB) ([]part, error) {
 		return nil, err
 	}
 	for _, add := range []func(context.Context) error{
-		g.addNetwork, g.addStorage, g.addCRI, g.addKubernetes, g.addAPI,
+		g.addNetwork, g.addStorage, g.addCRI, g.addKubernetes, g.addStorageControllers, g.addAPI,
 	} {
 		if err := add(ctx); err != nil {
 			return nil, err
@@ -97,6 +103,7 @@ func (g *graph) addAPI(context.Context) error {
 	g.add("local api", s.Start, s.Stop)
 	if g.network != nil { // CNI programs that wait for the socket go on
 		g.add("cni queue", g.network.Open, nil)
+		g.add("cni conflist", g.writeConflist, nil)
 	}
 	return nil
 }

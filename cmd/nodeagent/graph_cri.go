@@ -5,8 +5,12 @@ package main
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"strings"
 
+	"github.com/nodeagent/nodeagent/api"
+	"github.com/nodeagent/nodeagent/cni"
+	"github.com/nodeagent/nodeagent/cni/chain"
 	"github.com/nodeagent/nodeagent/cri"
 )
 
@@ -16,8 +20,12 @@ func (g *graph) addCRI(ctx context.Context) error {
 	if !cfg.Enabled {
 		return nil
 	}
+	network, err := g.podNetwork()
+	if err != nil {
+		return err
+	}
 	s, err := cri.New(ctx, cfg.Config, cri.Deps{
-		DB: g.db, Containerd: g.containerd, Network: g.network, Log: g.log,
+		DB: g.db, Containerd: g.containerd, Network: network, Log: g.log,
 		Metrics: g.health.registry, Version: strings.TrimPrefix(version, "v"),
 	})
 	if err != nil {
@@ -31,6 +39,41 @@ func (g *graph) addCRI(ctx context.Context) error {
 		return nil
 	})
 	return nil
+}
+
+// podNetwork is what the CRI's pods are attached to: our network, or the node's
+// CNI configuration, in which ours may be one of several.
+func (g *graph) podNetwork() (cri.Network, error) {
+	cfg := g.cfg.Network
+	if g.network != nil && !cfg.Chain.Enabled {
+		return g.network, nil
+	}
+	deps := chain.Deps{DB: g.db, Log: g.log}
+	if g.network != nil {
+		deps.Own, deps.Call = g.network, api.CNICall(g.network, g.log)
+	}
+	c, err := chain.New(cfg.Chain, deps)
+	if err != nil {
+		return nil, err
+	}
+	g.add("cni chain", c.Start, nil)
+	g.health.check("cni chain", c.Status)
+	return chainNetwork{c, g.network}, nil
+}
+
+// chainNetwork is a chain that hands the node's ranges to our own network.
+type chainNetwork struct {
+	*chain.Chain
+
+	own *cni.Network // nil when all networks are foreign
+}
+
+// SetPodCIDRs does nothing for foreign networks, which have ranges of their own.
+func (n chainNetwork) SetPodCIDRs(ctx context.Context, cidrs []netip.Prefix) error {
+	if n.own == nil {
+		return nil
+	}
+	return n.own.SetPodCIDRs(ctx, cidrs)
 }
 
 // errRecovering says that the CRI still compares its records with containerd.

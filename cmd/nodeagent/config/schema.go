@@ -8,11 +8,14 @@ import (
 	"net/netip"
 
 	"github.com/nodeagent/nodeagent/cni"
+	"github.com/nodeagent/nodeagent/cni/chain"
+	"github.com/nodeagent/nodeagent/cni/conflist"
 	"github.com/nodeagent/nodeagent/cri"
 	"github.com/nodeagent/nodeagent/cri/containerd"
 	"github.com/nodeagent/nodeagent/csi"
 	"github.com/nodeagent/nodeagent/dataplane"
 	"github.com/nodeagent/nodeagent/kube"
+	"github.com/nodeagent/nodeagent/kube/storage"
 )
 
 // Configuration is the whole file. Each section belongs to one room, which
@@ -42,6 +45,8 @@ type CRI struct {
 type Storage struct {
 	// Enabled serves volumes.
 	Enabled bool `yaml:"enabled"`
+	// Controllers stand for the CSI sidecars; they need an API server.
+	Controllers storage.Config `yaml:"controllers"`
 
 	csi.Config `yaml:",inline"`
 }
@@ -61,6 +66,10 @@ type Network struct {
 	NonMasqueradeCIDRs []netip.Prefix `yaml:"nonMasqueradeCIDRs"`
 	// Peers are the other nodes where no API server says them.
 	Peers []Peer `yaml:"peers"`
+	// Conflist is the file by which other runtimes find the CNI program.
+	Conflist conflist.Config `yaml:"conflist"`
+	// Chain lets the CRI's pods use the node's CNI configuration.
+	Chain chain.Config `yaml:"chain"`
 
 	cni.Config `yaml:",inline"`
 }
@@ -83,9 +92,9 @@ func Default() *Configuration {
 		Log:        Log{Level: "info", Format: "text"},
 		Containerd: containerd.Default(),
 		CRI:        CRI{Enabled: true, Config: cri.Default()},
-		Network:    Network{Enabled: true, Masquerade: true, Config: cni.Default()},
+		Network:    Network{Enabled: true, Masquerade: true, Conflist: conflist.Default(), Chain: chain.Default(), Config: cni.Default()},
 		Dataplane:  dataplane.Default(),
-		Storage:    Storage{Enabled: true, Config: csi.Default()},
+		Storage:    Storage{Enabled: true, Controllers: storage.Default(), Config: csi.Default()},
 		Kubernetes: kube.Default(),
 	}
 }
@@ -105,6 +114,8 @@ func (c *Configuration) complete() error {
 		c.Kubernetes.NodeName = c.Node.Name
 	}
 	c.Storage.NodeName = c.Node.Name
+	c.Storage.Controllers.Driver = c.Storage.DriverName
+	c.Storage.Controllers.TopologyKey = c.Storage.TopologyKey()
 	sections := []struct {
 		name string
 		err  error
@@ -116,6 +127,9 @@ func (c *Configuration) complete() error {
 		{"network", c.Network.validate()},
 		{"dataplane", c.Dataplane.Validate()},
 		{"storage", c.Storage.Validate()},
+		{"storage.controllers", c.Storage.Controllers.Validate()},
+		{"network.conflist", c.Network.Conflist.Validate()},
+		{"network.chain", c.Network.Chain.Validate()},
 		{"kubernetes", c.Kubernetes.Validate()},
 	}
 	for _, s := range sections {
