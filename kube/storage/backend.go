@@ -46,6 +46,16 @@ func final(err error) bool {
 	}
 }
 
+// infeasible reports whether only another request can succeed.
+func infeasible(err error) bool {
+	switch status.Code(err) {
+	case codes.InvalidArgument, codes.OutOfRange, codes.NotFound:
+		return true
+	default:
+		return false
+	}
+}
+
 // message is the driver's error for a person, without the words of gRPC.
 func message(err error) string {
 	if s, ok := status.FromError(err); ok {

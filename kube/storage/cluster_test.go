@@ -16,6 +16,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -160,6 +161,13 @@ func (c *cluster) mine() []corev1.PersistentVolume {
 	return slices.DeleteFunc(list.Items, func(pv corev1.PersistentVolume) bool { return pv.Spec.StorageClassName != c.class })
 }
 
+// patchClaim changes the claim "mine".
+func (c *cluster) patchClaim(patch string) {
+	c.t.Helper()
+	_, err := c.CoreV1().PersistentVolumeClaims(c.ns).Patch(c.t.Context(), "mine", types.MergePatchType, []byte(patch), metav1.PatchOptions{})
+	c.must(err)
+}
+
 // event waits for an event of a claim and returns its text.
 func (c *cluster) event(name, reason string) string {
 	c.t.Helper()
@@ -189,4 +197,16 @@ func (c *cluster) await(what string, ok func() bool) {
 			c.t.Fatalf("%s: never came", what)
 		}
 	}
+}
+
+// conditions are the types of the claim "mine"'s conditions, without those that are
+// Kubernetes' own business.
+func (c *cluster) conditions() string {
+	var kinds []string
+	for _, cond := range c.getClaim("mine").Status.Conditions {
+		if cond.Type != corev1.PersistentVolumeClaimUnused {
+			kinds = append(kinds, string(cond.Type))
+		}
+	}
+	return strings.Join(kinds, " ")
 }

@@ -104,6 +104,8 @@ func (c *Controllers) Start(ctx context.Context) error {
 	}{
 		{c.cfg.Provisioner, c.addProvisioner},
 		{c.cfg.Capacity, c.addCapacity},
+		{c.cfg.Resizer, c.addResizer},
+		{c.cfg.Modifier, c.addModifier},
 	} {
 		if !part.on {
 			continue

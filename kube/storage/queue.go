@@ -39,11 +39,23 @@ func newReconciler(name string, workers int, log *slog.Logger, reconcile func(co
 
 // follow queues every object of an informer that keep wants.
 func (r *reconciler) follow(informer cache.SharedIndexInformer, keep func(obj any) bool) error {
-	add := func(obj any) {
-		if keep != nil && !keep(obj) {
-			return
+	return r.followAs(informer, func(obj any) string {
+		if !keep(obj) {
+			return ""
 		}
-		if key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(obj); err == nil {
+		key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(obj)
+		if err != nil {
+			return ""
+		}
+		return key
+	})
+}
+
+// followAs queues, for every object of an informer, the key that it stands
+// for; "" stands for none.
+func (r *reconciler) followAs(informer cache.SharedIndexInformer, keyOf func(obj any) string) error {
+	add := func(obj any) {
+		if key := keyOf(obj); key != "" {
 			r.queue.Add(key)
 		}
 	}

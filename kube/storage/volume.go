@@ -86,7 +86,8 @@ func driverParameters(params map[string]string) map[string]string {
 	return out
 }
 
-// capabilities are a claim's access modes in the driver's words.
+// capabilities are a claim's access modes in the driver's words; class may be
+// nil.
 func capabilities(modes []corev1.PersistentVolumeAccessMode, mode *corev1.PersistentVolumeMode, class *storagev1.StorageClass) ([]*csi.VolumeCapability, error) {
 	if len(modes) == 0 {
 		modes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}
@@ -101,9 +102,11 @@ func capabilities(modes []corev1.PersistentVolumeAccessMode, mode *corev1.Persis
 		if deref(mode, corev1.PersistentVolumeFilesystem) == corev1.PersistentVolumeBlock {
 			c.AccessType = &csi.VolumeCapability_Block{Block: &csi.VolumeCapability_BlockVolume{}}
 		} else {
-			c.AccessType = &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{
-				FsType: class.Parameters[paramFSType], MountFlags: class.MountOptions,
-			}}
+			m := &csi.VolumeCapability_MountVolume{}
+			if class != nil {
+				m.FsType, m.MountFlags = class.Parameters[paramFSType], class.MountOptions
+			}
+			c.AccessType = &csi.VolumeCapability_Mount{Mount: m}
 		}
 		out = append(out, c)
 	}
