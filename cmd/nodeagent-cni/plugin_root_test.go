@@ -44,12 +44,14 @@ var binDir = sync.OnceValues(func() (string, error) {
 
 // node is a daemon's network with its API, in a namespace of its own.
 type node struct {
-	t      testing.TB
-	dir    string
-	host   string
-	db     *bbolt.DB
-	net    *cni.Network
-	server *api.Server
+	t    testing.TB
+	dir  string
+	host string
+	// conflist is where the daemon writes its file; empty: nowhere.
+	conflist string
+	db       *bbolt.DB
+	net      *cni.Network
+	server   *api.Server
 }
 
 func newNode(tb testing.TB) *node {
@@ -62,6 +64,9 @@ func newNode(tb testing.TB) *node {
 	}
 	n := &node{t: tb, dir: tb.TempDir()}
 	n.host = n.newNS("host")
+	if err := n.onHost(addNodeAddress); err != nil {
+		tb.Fatal(err)
+	}
 	db, err := bbolt.Open(filepath.Join(n.dir, "state.db"), 0o600, &bbolt.Options{NoSync: true})
 	if err != nil {
 		tb.Fatal(err)
@@ -75,6 +80,16 @@ func newNode(tb testing.TB) *node {
 		}
 	})
 	return n
+}
+
+// addNodeAddress gives the node an address that pods can answer to.
+func addNodeAddress() error {
+	lo := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: 1}}
+	addr, err := netlink.ParseAddr("192.0.2.10/32")
+	if err != nil {
+		return err
+	}
+	return errors.Join(netlink.LinkSetUp(lo), netlink.AddrAdd(lo, addr))
 }
 
 func (n *node) newNS(name string) string {
@@ -99,7 +114,11 @@ func (n *node) start() {
 	cfg := cni.Default()
 	cfg.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.88.0.0/22"), netip.MustParsePrefix("fd88::/64")}
 	cfg.QueueDir = n.queue()
-	network, err := cni.New(cfg, cni.Deps{DB: n.db, HostNS: n.host, Log: slog.New(slog.DiscardHandler)})
+	cfg.Conflist.Enabled = n.conflist != ""
+	if n.conflist != "" {
+		cfg.Conflist.Path = n.conflist
+	}
+	network, err := cni.New(cfg, cni.Deps{DB: n.db, HostNS: n.host, Socket: n.socket(), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		n.t.Fatal(err)
 	}
