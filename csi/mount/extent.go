@@ -117,8 +117,9 @@ func Clone(dst, src *os.File) error {
 	}
 }
 
-// CopySparse copies the data of src to dst and leaves holes as holes. progress
-// (may be nil) is called with the bytes that are done; its error stops the copy.
+// CopySparse copies the data of src to dst and leaves holes and unwritten blocks
+// as holes. progress (may be nil) is called with the bytes that are done; its
+// error stops the copy.
 func CopySparse(dst, src *os.File, progress func(done int64) error) error {
 	st, err := src.Stat()
 	if err != nil {
@@ -127,24 +128,58 @@ func CopySparse(dst, src *os.File, progress func(done int64) error) error {
 	if err := dst.Truncate(st.Size()); err != nil {
 		return fmt.Errorf("size %s: %w", dst.Name(), err)
 	}
-	for off := int64(0); off < st.Size(); {
-		start, err := unix.Seek(int(src.Fd()), off, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("find data in %s: %w", src.Name(), err)
-		}
-		end, err := unix.Seek(int(src.Fd()), start, unix.SEEK_HOLE)
-		if err != nil {
-			return fmt.Errorf("find hole in %s: %w", src.Name(), err)
-		}
-		if err := copyRange(dst, src, span{start, end}, progress); err != nil {
+	data, err := dataSpans(src, st.Size())
+	if err != nil {
+		return err
+	}
+	for _, s := range data {
+		if err := copyRange(dst, src, s, progress); err != nil {
 			return fmt.Errorf("copy %s: %w", src.Name(), err)
 		}
-		off = end
 	}
 	return nil
+}
+
+// dataSpans lists where f holds data, all of it before the first byte is read:
+// read-ahead puts pages over unwritten blocks, and SEEK_DATA takes those for data.
+func dataSpans(f *os.File, size int64) ([]span, error) {
+	var out []span
+	err := Extents(f, 0, func(e Extent) bool {
+		end := min(e.Logical+e.Length, size)
+		switch n := len(out); {
+		case e.Unwritten || e.Logical >= end:
+		case n > 0 && out[n-1].to == e.Logical:
+			out[n-1].to = end
+		default:
+			out = append(out, span{e.Logical, end})
+		}
+		return true
+	})
+	if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOTTY) {
+		return out, err
+	}
+	return seekSpans(f, size)
+}
+
+// seekSpans is dataSpans for file systems without extents to show.
+func seekSpans(f *os.File, size int64) ([]span, error) {
+	var out []span
+	for off := int64(0); off < size; {
+		start, err := unix.Seek(int(f.Fd()), off, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			break
+		}
+		if err != nil {
+			return nil, fmt.Errorf("find data in %s: %w", f.Name(), err)
+		}
+		end, err := unix.Seek(int(f.Fd()), start, unix.SEEK_HOLE)
+		if err != nil {
+			return nil, fmt.Errorf("find hole in %s: %w", f.Name(), err)
+		}
+		out = append(out, span{start, end})
+		off = end
+	}
+	return out, nil
 }
 
 type span struct{ from, to int64 }

@@ -136,6 +136,7 @@ func TestRootEveryStepFails(t *testing.T) {
 	}
 }
 
+//nolint:cyclop // one life, told in order
 func disturb(t *testing.T, w *world, point, how string) {
 	t.Helper()
 	hit := 0

@@ -23,7 +23,7 @@ import (
 // world is one node's storage: a pool, a state file, a kubelet's directories. The
 // manager in it can be stopped, crashed and started again.
 type world struct {
-	t     testing.TB
+	t     *testing.T
 	cfg   Config
 	dir   string
 	db    *bbolt.DB
@@ -37,14 +37,14 @@ func testConfig(dir string, pools ...PoolConfig) Config {
 
 // newWorld makes a world on one pool of image files; fsType "" is the machine's own
 // file system (ext4, no reflink).
-func newWorld(t testing.TB, fsType string, size int64) *world {
+func newWorld(t *testing.T, fsType string, size int64) *world {
 	t.Helper()
 	mounttest.Root(t)
 	pool := mounttest.FileSystem(t, fsType, size)
 	return newWorldOn(t, PoolConfig{Name: "p", Path: pool, Backend: BackendFile, Overcommit: 10})
 }
 
-func newWorldOn(t testing.TB, pools ...PoolConfig) *world {
+func newWorldOn(t *testing.T, pools ...PoolConfig) *world {
 	t.Helper()
 	dir := t.TempDir()
 	w := &world{t: t, dir: dir, cfg: testConfig(dir, pools...)}
@@ -153,7 +153,7 @@ func (w *world) left() []string {
 	return append(out, groups...)
 }
 
-func loopsBelow(t testing.TB, dir string) []string {
+func loopsBelow(t *testing.T, dir string) []string {
 	t.Helper()
 	ids := map[mount.FileID]string{}
 	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
@@ -182,7 +182,7 @@ var mounted = Capability{Mode: SingleWriter, FSType: "ext4"} //nolint:gochecknog
 const testBytes = 32 << 20
 
 // must fails the test on an error.
-func must[T any](t testing.TB) func(v T, err error) T {
+func must[T any](t *testing.T) func(v T, err error) T {
 	t.Helper()
 	return func(v T, err error) T {
 		t.Helper()

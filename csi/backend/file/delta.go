@@ -60,14 +60,11 @@ func (b *Backend) Delta(ctx context.Context, base, target backend.Object, offset
 		return err
 	}
 	m := merger{from: offset, to: target.Bytes, yield: yield}
-	w := deltaWalk{base: be, target: te, same: func(from, to int64, pb, pt int64) (bool, error) {
-		if pb >= 0 && pb == pt {
-			return true, nil
-		}
+	w := deltaWalk{base: be, target: te, differ: func(from, to int64) (bool, error) {
 		if b.features.Instant {
-			return false, nil
+			return m.add(from, to), nil
 		}
-		return equalBytes(bf, tf, from, to)
+		return addDifferent(&m, bf, tf, from, to)
 	}}
 	if err := w.run(ctx, &m); err != nil {
 		return err
@@ -94,7 +91,9 @@ func written(ctx context.Context, f *os.File) ([]mount.Extent, error) {
 // deltaWalk sweeps two sorted extent lists over the common address line.
 type deltaWalk struct {
 	base, target []mount.Extent
-	same         func(from, to, physBase, physTarget int64) (bool, error)
+	// differ looks at a range that both hold, on different blocks, and says
+	// whether to go on.
+	differ func(from, to int64) (bool, error)
 }
 
 // compareChunk bounds one comparison where bytes have to be read.
@@ -116,13 +115,12 @@ func (w *deltaWalk) run(ctx context.Context, m *merger) error {
 				return nil
 			}
 		case inB && inT:
-			end = min(end, pos+compareChunk)
-			eq, err := w.same(pos, end, pb, pt)
-			if err != nil {
-				return err
+			if pb >= 0 && pb == pt {
+				break // the same blocks
 			}
-			if !eq && !m.add(pos, end) {
-				return nil
+			end = min(end, pos+compareChunk)
+			if more, err := w.differ(pos, end); err != nil || !more {
+				return err
 			}
 		}
 		pos = end
@@ -154,17 +152,22 @@ func at(list []mount.Extent, pos int64) (inside bool, end, phys int64) {
 	return true, e.Logical + e.Length, e.Physical + pos - e.Logical
 }
 
-func equalBytes(a, b *os.File, from, to int64) (bool, error) {
+// addDifferent compares a range block by block.
+func addDifferent(m *merger, a, b *os.File, from, to int64) (bool, error) {
 	x, y := make([]byte, to-from), make([]byte, to-from)
-	n, err := a.ReadAt(x, from)
-	if err != nil && !errors.Is(err, io.EOF) {
+	if _, err := a.ReadAt(x, from); err != nil && !errors.Is(err, io.EOF) {
 		return false, err
 	}
-	m, err := b.ReadAt(y, from)
-	if err != nil && !errors.Is(err, io.EOF) {
+	if _, err := b.ReadAt(y, from); err != nil && !errors.Is(err, io.EOF) {
 		return false, err
 	}
-	return bytes.Equal(x[:n], y[:m]), nil
+	for i := 0; i < len(x); i += BlockSize {
+		end := min(i+BlockSize, len(x))
+		if !bytes.Equal(x[i:end], y[i:end]) && !m.add(from+int64(i), from+int64(end)) {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // merger joins touching ranges and clips them to [from, to).
