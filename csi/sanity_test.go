@@ -76,14 +76,23 @@ func TestRootSanity(t *testing.T) {
 	sanity := cached(t, "csi-sanity")
 	for _, tc := range []struct {
 		name, fs, backend, access, params string
+		skip                              string // what the backend does not have
 	}{
-		{"file on ext4, mount", "", volume.BackendFile, "mount", ""},
-		{"file on ext4, block", "", volume.BackendFile, "block", ""},
-		{"file on xfs, mount", "xfs", volume.BackendFile, "mount", "fsType: xfs\n"},
-		{"file on xfs, block", "xfs", volume.BackendFile, "block", "provisioning: thin\n"},
+		{"file on ext4, mount", "", volume.BackendFile, "mount", "", ""},
+		{"file on ext4, block", "", volume.BackendFile, "block", "", ""},
+		{"file on xfs, mount", "xfs", volume.BackendFile, "mount", "fsType: xfs\n", ""},
+		{"file on xfs, block", "xfs", volume.BackendFile, "block", "provisioning: thin\n", ""},
+		{"file on btrfs, mount", "btrfs", volume.BackendFile, "mount", "", ""},
+		{"btrfs subvolumes, mount", "btrfs", volume.BackendBtrfs, "mount", "", ""},
+		{"memory, mount", "", volume.BackendTmpfs, "mount", "", "|Snapshot|existing source|source snapshot|source volume"},
+		{"disks, mount", "", volume.BackendDisk, "mount", "", "|Snapshot|existing source|source snapshot|source volume"},
+		{"disks, block", "", volume.BackendDisk, "block", "", "|Snapshot|existing source|source snapshot|source volume"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			pool := volume.PoolConfig{Name: "p", Path: mounttest.FileSystem(t, tc.fs, 12<<30), Backend: tc.backend, Overcommit: 100}
+			if tc.backend == volume.BackendDisk {
+				pool.Devices = mounttest.Disks(t, 8, 1<<30)
+			}
 			_, cfg := startServer(t, pool)
 			dir := t.TempDir()
 			files := map[string]string{"params.yaml": "pool: p\n" + tc.params, "mutable.yaml": "readIOPS: \"500\"\n"}
@@ -96,7 +105,7 @@ func TestRootSanity(t *testing.T) {
 				"--csi.mountdir="+filepath.Join(dir, "mnt"), "--csi.stagingdir="+filepath.Join(dir, "stg"),
 				"--csi.testvolumesize=536870912", "--csi.testvolumeexpandsize=671088640",
 				"--csi.testvolumeparameters="+filepath.Join(dir, "params.yaml"),
-				"--csi.testvolumemutableparameters="+filepath.Join(dir, "mutable.yaml"), "--ginkgo.no-color", "--ginkgo.skip="+brokenUpstream)
+				"--csi.testvolumemutableparameters="+filepath.Join(dir, "mutable.yaml"), "--ginkgo.no-color", "--ginkgo.skip="+brokenUpstream+tc.skip)
 			out, err := cmd.CombinedOutput()
 			if err != nil {
 				t.Fatalf("csi-sanity: %v\n%s", err, out)

@@ -23,6 +23,7 @@ const (
 	ext4ResizeFS    = 0x40086610
 	btrfsResize     = 0x50009403
 	blkGetSize64    = 0x80081272
+	blkZeroOut      = 0x127f
 	fsGetXattr      = 0x801C581F
 	fsSetXattr      = 0x401C5820
 	xflagCowExtSize = 0x00010000
@@ -128,4 +129,37 @@ func StatSpace(path string) (Space, error) {
 		Inodes: int64(st.Files), InodesFree: int64(st.Ffree),
 		Magic: st.Type, ReadOnly: st.Flags&unix.ST_RDONLY != 0, BlockSize: bs,
 	}, nil
+}
+
+// Unused fails with ErrBusy when the device is mounted, part of an array, or
+// otherwise held by the kernel or a program that asked for it alone.
+func Unused(device string) error {
+	fd, err := unix.Open(device, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("%s: %w", device, ErrBusy)
+	}
+	if err != nil {
+		return fmt.Errorf("open %s: %w", device, err)
+	}
+	return unix.Close(fd)
+}
+
+// ZeroDevice makes every byte of a device zero, by discard or write-zeroes where
+// the device has them, by writing where not.
+func ZeroDevice(device string) error {
+	size, err := DeviceSize(device)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(device, os.O_RDWR|unix.O_EXCL|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("zero %s: %w", device, err)
+	}
+	rng := [2]uint64{0, uint64(size)}
+	err = ioctlPtr(f.Fd(), blkZeroOut, unsafe.Pointer(&rng))
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err != nil {
+		return fmt.Errorf("zero %s: %w", device, err)
+	}
+	return nil
 }

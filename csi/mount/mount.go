@@ -385,3 +385,40 @@ func StatTimeout(path string, limit time.Duration) (Space, error) {
 		return Space{}, fmt.Errorf("statfs %s: no answer within %s: %w", path, limit, os.ErrDeadlineExceeded)
 	}
 }
+
+// ProbeFS says whether this kernel has a file-system type and knows the options;
+// nothing is mounted.
+func ProbeFS(fsType string, options ...string) error {
+	fsfd, err := unix.Fsopen(fsType, unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("file system %s: %w", fsType, err)
+	}
+	defer func() { _ = unix.Close(fsfd) }()
+	for _, o := range options {
+		if key, val, ok := strings.Cut(o, "="); ok {
+			err = unix.FsconfigSetString(fsfd, key, val)
+		} else {
+			err = unix.FsconfigSetFlag(fsfd, o)
+		}
+		if err != nil {
+			return fmt.Errorf("%w %q: %w", ErrOption, o, fsError(fsfd, err))
+		}
+	}
+	return nil
+}
+
+// Reconfigure changes one option of the file system mounted at path.
+func Reconfigure(path, key, val string) error {
+	fsfd, err := unix.Fspick(unix.AT_FDCWD, path, unix.FSPICK_CLOEXEC|unix.FSPICK_SYMLINK_NOFOLLOW)
+	if err != nil {
+		return fmt.Errorf("reconfigure %s: %w", path, err)
+	}
+	defer func() { _ = unix.Close(fsfd) }()
+	if err := unix.FsconfigSetString(fsfd, key, val); err != nil {
+		return fmt.Errorf("reconfigure %s: %w", path, fsError(fsfd, err))
+	}
+	if err := unix.FsconfigReconfigure(fsfd); err != nil {
+		return fmt.Errorf("reconfigure %s: %w", path, fsError(fsfd, err))
+	}
+	return nil
+}

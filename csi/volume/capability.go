@@ -77,6 +77,8 @@ func (c Capability) fits(f backend.Features) error {
 	switch {
 	case c.Block && !f.Block:
 		return fmt.Errorf("%w: the pool has no raw block volumes", ErrInvalid)
+	case f.ReadOnly && !c.Mode.readsOnly():
+		return fmt.Errorf("%w: the pool has read-only volumes, access mode %s writes", ErrInvalid, c.Mode)
 	case !c.Block && !f.Mount:
 		return fmt.Errorf("%w: the pool has no file-system volumes", ErrInvalid)
 	}

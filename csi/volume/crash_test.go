@@ -267,7 +267,7 @@ func TestRootKillAtEveryStep(t *testing.T) {
 			}
 			if at.Mounted {
 				// Hangs, and so fails the test, if the file system is still frozen.
-				w.write(filepath.Join(w.dir, "kubelet", "target"), "probe", "thawed")
+				w.write(filepath.Join(w.dir, "kubelet", "target"), "thawed")
 			}
 			for _, l := range lifeOf("life") {
 				if err := l.do(context.Background(), w.m, w.dir); err != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/nodeagent/nodeagent/csi/backend"
+	"github.com/nodeagent/nodeagent/csi/backend/image"
 	"github.com/nodeagent/nodeagent/csi/mount"
 )
 
@@ -196,6 +197,18 @@ func readMarker(dir string) (marker, error) {
 	return mk, nil
 }
 
+// mayStand lists what an unclaimed directory may hold.
+func mayStand(cfg PoolConfig, name string) bool {
+	switch name {
+	case "lost+found", markerName + ".tmp":
+		return true
+	case image.Directory:
+		return cfg.Backend == BackendImage
+	default:
+		return false
+	}
+}
+
 // newMarker claims an empty directory as a pool.
 func newMarker(cfg PoolConfig) (marker, error) {
 	names, err := os.ReadDir(cfg.Path)
@@ -203,7 +216,7 @@ func newMarker(cfg PoolConfig) (marker, error) {
 		return marker{}, err
 	}
 	for _, n := range names {
-		if n.Name() != "lost+found" && n.Name() != markerName+".tmp" {
+		if !mayStand(cfg, n.Name()) {
 			return marker{}, fmt.Errorf("%s carries no marker and is not empty (%s): not made into a pool", cfg.Path, n.Name())
 		}
 	}

@@ -9,7 +9,13 @@ import (
 	"slices"
 
 	"github.com/nodeagent/nodeagent/csi/backend"
+	"github.com/nodeagent/nodeagent/csi/backend/btrfs"
+	"github.com/nodeagent/nodeagent/csi/backend/directory"
+	"github.com/nodeagent/nodeagent/csi/backend/disk"
 	"github.com/nodeagent/nodeagent/csi/backend/file"
+	"github.com/nodeagent/nodeagent/csi/backend/image"
+	"github.com/nodeagent/nodeagent/csi/backend/lvm"
+	"github.com/nodeagent/nodeagent/csi/backend/tmpfs"
 )
 
 // newBackend makes the backend that a pool names.
@@ -17,6 +23,18 @@ func newBackend(cfg PoolConfig) (backend.Backend, error) {
 	switch cfg.Backend {
 	case BackendFile:
 		return file.New(cfg.Path), nil
+	case BackendBtrfs:
+		return btrfs.New(cfg.Path), nil
+	case BackendDirectory:
+		return directory.New(cfg.Path), nil
+	case BackendTmpfs:
+		return tmpfs.New(), nil
+	case BackendImage:
+		return image.New(cfg.Path), nil
+	case BackendDisk:
+		return disk.New(cfg.Path, cfg.Devices), nil
+	case BackendLVM:
+		return lvm.New(cfg.VolumeGroup, cfg.ThinPool, nil), nil
 	default:
 		return nil, fmt.Errorf("%w: backend %q is not built in", ErrInvalid, cfg.Backend)
 	}

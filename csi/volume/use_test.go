@@ -71,7 +71,7 @@ func TestRootAgainAfterRestart(t *testing.T) {
 	w := newWorld(t, "", 0)
 	v := w.create("a")
 	target := w.use(v.ID, "a")
-	w.write(target, "x", "1")
+	w.write(target, "1")
 	for _, lose := range []bool{false, true} {
 		w.stop()
 		if lose {
@@ -80,7 +80,7 @@ func TestRootAgainAfterRestart(t *testing.T) {
 		w.start()
 		w.use(v.ID, "a")
 		w.use(v.ID, "a")
-		w.read(target, "x", "1")
+		w.read(target, "1")
 		if n := len(must[[]mount.Entry](t)(mount.Table(target))); n != 1 {
 			t.Errorf("%d mounts at the target", n)
 		}
@@ -99,7 +99,7 @@ func TestRootReboot(t *testing.T) {
 	w := newWorld(t, "", 0)
 	v := w.create("a")
 	target := w.use(v.ID, "a")
-	w.write(target, "x", "1")
+	w.write(target, "1")
 	w.stop()
 	w.ok(mount.Unmount(target))
 	w.ok(mount.Unmount(w.path("stage-a")))
@@ -107,7 +107,7 @@ func TestRootReboot(t *testing.T) {
 	w.start()
 	w.want(w.m.Publish(ctx, PublishRequest{ID: v.ID, Staging: w.path("stage-a"), Target: target, Capability: mounted}), ErrPrecondition)
 	w.use(v.ID, "a")
-	w.read(target, "x", "1")
+	w.read(target, "1")
 	w.release(v.ID, "a")
 	w.ok(w.m.Delete(ctx, v.ID))
 	w.clean()
@@ -120,8 +120,8 @@ func TestRootReadOnly(t *testing.T) {
 	target := w.use(v.ID, "a")
 	ro := w.target("ro")
 	w.ok(w.m.Publish(ctx, PublishRequest{ID: v.ID, Staging: w.path("stage-a"), Target: ro, ReadOnly: true, Capability: mounted}))
-	w.write(target, "x", "1")
-	w.read(ro, "x", "1")
+	w.write(target, "1")
+	w.read(ro, "1")
 	if err := os.WriteFile(filepath.Join(ro, "y"), nil, 0o600); !errors.Is(err, unix.EROFS) {
 		t.Errorf("write at the read-only target: %v", err)
 	}
@@ -195,7 +195,7 @@ func TestRootExpandFilesystem(t *testing.T) {
 			v := must[Volume](t)(w.m.Create(ctx, CreateRequest{Name: "a", Required: 320 << 20, Capabilities: []Capability{c}}))
 			stage := w.path("stage")
 			w.ok(w.m.Stage(ctx, StageRequest{ID: v.ID, Path: stage, Capability: c}))
-			w.write(stage, "x", "1")
+			w.write(stage, "1")
 			before := must[Stats](t)(w.m.Stats(ctx, v.ID, stage))
 			must[Expanded](t)(w.m.Expand(ctx, v.ID, 640<<20, 0))
 			_, err := w.m.ExpandOnNode(ctx, v.ID, stage, 640<<20)
@@ -210,7 +210,7 @@ func TestRootExpandFilesystem(t *testing.T) {
 			if after.Total < before.Total+(280<<20) {
 				t.Errorf("file system went from %d to %d bytes", before.Total, after.Total)
 			}
-			w.read(stage, "x", "1")
+			w.read(stage, "1")
 			w.ok(w.m.Unstage(ctx, v.ID, stage))
 			w.ok(w.m.Delete(ctx, v.ID))
 			w.clean()
@@ -231,19 +231,19 @@ func TestRootSnapshotCloneRestoreLarger(t *testing.T) {
 				return v, p
 			}
 			src, at := make1("src", 304<<20, nil)
-			w.write(at, "x", "before")
+			w.write(at, "before")
 			snap := must[Volume](t)(w.m.Snapshot(ctx, SnapshotRequest{Name: "s", Volume: src.ID}))
 			again := must[Volume](t)(w.m.Snapshot(ctx, SnapshotRequest{Name: "s", Volume: src.ID}))
 			if again.ID != snap.ID || again.Handle != snap.Handle {
 				t.Error("the same name made another snapshot")
 			}
-			w.write(at, "x", "after")
+			w.write(at, "after")
 			restored, rat := make1("restored", 400<<20, &SourceRef{Kind: KindSnapshot, ID: snap.ID})
-			w.read(rat, "x", "before")
+			w.read(rat, "before")
 			clone, cat := make1("clone", 304<<20, &SourceRef{Kind: KindVolume, ID: src.ID})
-			w.read(cat, "x", "after")
-			w.write(cat, "x", "clone's own")
-			w.read(at, "x", "after")
+			w.read(cat, "after")
+			w.write(cat, "clone's own")
+			w.read(at, "after")
 			if s := must[Stats](t)(w.m.Stats(ctx, restored.ID, rat)); s.Total < 320<<20 {
 				t.Errorf("the larger restore has %d bytes", s.Total)
 			}
@@ -252,7 +252,7 @@ func TestRootSnapshotCloneRestoreLarger(t *testing.T) {
 			w.ok(w.m.Unstage(ctx, src.ID, at))
 			w.ok(w.m.Delete(ctx, src.ID))
 			w.ok(w.m.DeleteSnapshot(ctx, snap.ID))
-			w.read(rat, "x", "before")
+			w.read(rat, "before")
 			for _, v := range []struct {
 				v  Volume
 				at string
@@ -395,10 +395,10 @@ func TestRootEphemeral(t *testing.T) {
 	for range 2 {
 		w.ok(w.m.PublishEphemeral(ctx, req))
 	}
-	w.write(req.Target, "x", "1")
+	w.write(req.Target, "1")
 	w.restart()
 	w.ok(w.m.PublishEphemeral(ctx, req))
-	w.read(req.Target, "x", "1")
+	w.read(req.Target, "1")
 	if v := must[Volume](t)(w.m.Get(req.ID)); v.Bytes != 40<<20 || v.Params.Limits.WriteIOPS != 100 {
 		t.Errorf("made %+v", v)
 	}

@@ -229,9 +229,10 @@ func (w *world) want(err, is error) {
 	}
 }
 
-func (w *world) write(dir, name, text string) {
+// write puts text into the file x of a volume, on stable storage.
+func (w *world) write(dir, text string) {
 	w.t.Helper()
-	f, err := os.Create(filepath.Join(dir, name))
+	f, err := os.Create(filepath.Join(dir, "x"))
 	w.ok(err)
 	_, err = f.WriteString(text)
 	w.ok(err)
@@ -239,10 +240,10 @@ func (w *world) write(dir, name, text string) {
 	w.ok(f.Close())
 }
 
-func (w *world) read(dir, name, text string) {
+func (w *world) read(dir, text string) {
 	w.t.Helper()
-	b, err := os.ReadFile(filepath.Join(dir, name))
+	b, err := os.ReadFile(filepath.Join(dir, "x"))
 	if err != nil || string(b) != text {
-		w.t.Fatalf("read %s: %q, %v; want %q", name, b, err, text)
+		w.t.Fatalf("the volume holds %q, %v; want %q", b, err, text)
 	}
 }

@@ -5,6 +5,7 @@
 package mounttest
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -139,6 +140,36 @@ func FileSystem(tb testing.TB, fsType string, size int64) string {
 	}
 	tb.Cleanup(func() { unmount(tb, dir) })
 	return dir
+}
+
+// Disks makes blank loop devices to stand for disks.
+func Disks(tb testing.TB, n int, size int64) []string {
+	tb.Helper()
+	dir := tb.TempDir()
+	var out []string
+	for i := range n {
+		img := filepath.Join(dir, fmt.Sprintf("disk%d", i))
+		f, err := os.OpenFile(img, os.O_RDWR|os.O_CREATE, 0o600)
+		if err == nil {
+			err = f.Truncate(size)
+		}
+		if err != nil {
+			tb.Fatal(err)
+		}
+		_ = f.Close()
+		l, err := mount.AttachLoop(tb.Context(), img, mount.LoopOptions{BlockSize: 4096, DirectIO: true})
+		if err != nil {
+			tb.Fatal(err)
+		}
+		_ = l.Close()
+		tb.Cleanup(func() {
+			if err := mount.DetachLoop(context.WithoutCancel(tb.Context()), l); err != nil {
+				tb.Errorf("the test left a disk busy: %v", err)
+			}
+		})
+		out = append(out, l.Path)
+	}
+	return out
 }
 
 func unmount(tb testing.TB, dir string) {
