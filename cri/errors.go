@@ -19,7 +19,7 @@ func grpcError(err error) error {
 	if err == nil {
 		return nil
 	}
-	if _, ok := err.(interface{ GRPCStatus() *status.Status }); ok { //nolint:errorlint // a wrapped one gets its words below
+	if _, ok := err.(interface{ GRPCStatus() *status.Status }); ok {
 		return err
 	}
 	if s, ok := status.FromError(err); ok && s.Code() != codes.Unknown {

@@ -112,10 +112,12 @@ func (w *world) restart() {
 	cfg.StateDir, cfg.RootDir = filepath.Join(w.dir, "na"), filepath.Join(w.dir, "lib")
 	w.m, err = New(w.t.Context(), cfg, Deps{
 		Store: st, Network: w.net, Containers: none{}, Containerd: w.client,
-		Handler: func(string) (Handler, error) { return Handler{Runtime: containerd.Runtime{Type: containerd.RuncType}}, nil },
-		Spec:    spec.Input{Host: host, System: spec.NewSystem()},
-		Notify:  func(*store.Sandbox, runtimeapi.ContainerEventType) {},
-		Log:     containerdtest.Log(w.t),
+		Handler: func(string) (Handler, error) {
+			return Handler{Runtime: containerd.Runtime{Type: containerd.RuncType}}, nil
+		},
+		Spec:   spec.Input{Host: host, System: spec.NewSystem()},
+		Notify: func(*store.Sandbox, runtimeapi.ContainerEventType) {},
+		Log:    containerdtest.Log(w.t),
 	})
 	if err != nil {
 		w.t.Fatal(err)
