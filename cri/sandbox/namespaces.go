@@ -115,11 +115,17 @@ func mapping(m []*runtimeapi.IDMapping) string {
 }
 
 // onThread runs fn on an operating system thread that ends with it, so that
-// whatever namespace fn enters is not met by other goroutines.
+// whatever namespace fn enters is not met by other goroutines. The process's
+// first thread cannot end, and others look at it as the process (/proc/<pid>/ns):
+// a goroutine that gets it only holds it until another one has done the work.
 func onThread(fn func() error) error {
 	errs := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread dies with the goroutine
+		if unix.Gettid() == unix.Getpid() {
+			errs <- onThread(fn)
+			return
+		}
 		errs <- fn()
 	}()
 	return <-errs

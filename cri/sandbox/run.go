@@ -184,8 +184,24 @@ func (b *building) makeNamespaces(context.Context) error {
 				return err
 			}
 		}
+		if user != nil {
+			if err := becomeOwner(user.Uids[0].GetHostId()); err != nil {
+				return err
+			}
+		}
 		return writeSysctls(b.m.sysctls(b.sb.Config.M, b.flags, user != nil))
 	})
+}
+
+// becomeOwner gives the calling thread, which is not used again, the user that
+// is root in the pod's user namespace: only that one may write the sysctls of
+// its IPC namespace, whatever capabilities others have.
+func becomeOwner(uid uint32) error {
+	keep := ^uintptr(0)
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, keep, uintptr(uid), keep); errno != 0 {
+		return fmt.Errorf("become user %d: %w", uid, errno)
+	}
+	return nil
 }
 
 // sysctls are the node's defaults and the pod's own, which win.

@@ -68,6 +68,9 @@ func Start(t *testing.T) *Daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := os.Chmod(dir, 0o711); err != nil { //nolint:gosec // the users of user namespaces have to pass
+		t.Fatal(err)
+	}
 	t.Setenv("PATH", Bin()+":"+os.Getenv("PATH"))
 	cfg := containerd.Default()
 	cfg.Address = filepath.Join(dir, "c.sock")
