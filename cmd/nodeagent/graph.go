@@ -103,7 +103,6 @@ func (g *graph) addAPI(context.Context) error {
 	g.add("local api", s.Start, s.Stop)
 	if g.network != nil { // CNI programs that wait for the socket go on
 		g.add("cni queue", g.network.Open, nil)
-		g.add("cni conflist", g.writeConflist, nil)
 	}
 	return nil
 }

@@ -8,7 +8,6 @@ import (
 
 	"github.com/nodeagent/nodeagent/api"
 	"github.com/nodeagent/nodeagent/cni"
-	"github.com/nodeagent/nodeagent/cni/conflist"
 	"github.com/nodeagent/nodeagent/dataplane"
 	"github.com/nodeagent/nodeagent/kube"
 )
@@ -86,19 +85,6 @@ func (g *graph) addKubernetes(context.Context) error {
 	}
 	g.add("kubernetes watcher", w.Start, w.Stop)
 	return nil
-}
-
-// writeConflist tells other runtimes of the network, now that it is served.
-func (g *graph) writeConflist(ctx context.Context) error {
-	cfg := g.cfg.Network
-	if !cfg.Conflist.Enabled {
-		return nil
-	}
-	changed, err := conflist.Write(cfg.Conflist, g.runPath("api.sock"), cfg.QueueDir)
-	if changed {
-		g.log.InfoContext(ctx, "wrote network configuration for CNI runtimes", "path", cfg.Conflist.Path)
-	}
-	return err
 }
 
 func (g *graph) configuredPeers() []dataplane.Peer {

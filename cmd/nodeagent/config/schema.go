@@ -9,7 +9,6 @@ import (
 
 	"github.com/nodeagent/nodeagent/cni"
 	"github.com/nodeagent/nodeagent/cni/chain"
-	"github.com/nodeagent/nodeagent/cni/conflist"
 	"github.com/nodeagent/nodeagent/cri"
 	"github.com/nodeagent/nodeagent/cri/containerd"
 	"github.com/nodeagent/nodeagent/csi"
@@ -66,8 +65,6 @@ type Network struct {
 	NonMasqueradeCIDRs []netip.Prefix `yaml:"nonMasqueradeCIDRs"`
 	// Peers are the other nodes where no API server says them.
 	Peers []Peer `yaml:"peers"`
-	// Conflist is the file by which other runtimes find the CNI program.
-	Conflist conflist.Config `yaml:"conflist"`
 	// Chain lets the CRI's pods use the node's CNI configuration.
 	Chain chain.Config `yaml:"chain"`
 
@@ -92,7 +89,7 @@ func Default() *Configuration {
 		Log:        Log{Level: "info", Format: "text"},
 		Containerd: containerd.Default(),
 		CRI:        CRI{Enabled: true, Config: cri.Default()},
-		Network:    Network{Enabled: true, Masquerade: true, Conflist: conflist.Default(), Chain: chain.Default(), Config: cni.Default()},
+		Network:    Network{Enabled: true, Masquerade: true, Chain: chain.Default(), Config: cni.Default()},
 		Dataplane:  dataplane.Default(),
 		Storage:    Storage{Enabled: true, Controllers: storage.Default(), Config: csi.Default()},
 		Kubernetes: kube.Default(),
@@ -128,7 +125,6 @@ func (c *Configuration) complete() error {
 		{"dataplane", c.Dataplane.Validate()},
 		{"storage", c.Storage.Validate()},
 		{"storage.controllers", c.Storage.Controllers.Validate()},
-		{"network.conflist", c.Network.Conflist.Validate()},
 		{"network.chain", c.Network.Chain.Validate()},
 		{"kubernetes", c.Kubernetes.Validate()},
 	}
