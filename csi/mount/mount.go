@@ -60,7 +60,7 @@ func ParseOptions(opts []string) (Options, error) {
 			bits, known := attrs[opt]
 			switch {
 			case refused[key] || strings.ContainsFunc(opt, func(r rune) bool { return r < ' ' || r == 0x7f }):
-				return Options{}, fmt.Errorf("%w: %q", ErrOption, opt)
+				return Options{}, fmt.Errorf("%w: %q", ErrOption, key)
 			case known:
 				o.Attr |= bits
 			case opt == "ro":
@@ -158,7 +158,8 @@ func newMount(fs FS, o Options) (int, error) {
 			err = unix.FsconfigSetFlag(fsfd, p)
 		}
 		if err != nil {
-			return -1, fmt.Errorf("%w %q: %w", ErrOption, p, fsError(fsfd, err))
+			key, _, _ := strings.Cut(p, "=") // the value may be a secret
+			return -1, fmt.Errorf("%w %q: %w", ErrOption, key, fsError(fsfd, err))
 		}
 	}
 	if err := unix.FsconfigCreate(fsfd); err != nil {

@@ -309,6 +309,7 @@ func (m *Manager) build(ctx context.Context, pl *plan, verb string) error {
 				return m.spaceError(err)
 			}
 			m.put(&object{rec: rec, pool: pl.pool})
+			pl.pool.forget()
 			return nil
 		}},
 	})

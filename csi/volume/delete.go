@@ -91,7 +91,7 @@ func (m *Manager) discard(ctx context.Context, o *object, verb string) error {
 	if err != nil {
 		return err
 	}
-	p.forget(rec.ID)
+	p.forget()
 	m.log.InfoContext(ctx, "volume deleted", "volume", rec.ID, "kind", string(rec.Kind), "pool", p.cfg.Name)
 	m.changed(p)
 	return nil

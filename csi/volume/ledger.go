@@ -135,13 +135,12 @@ func (m *Manager) overcommit(p *pool, c Capacity, bytes int64) error {
 	return nil
 }
 
-// forget drops measured debts after a verb that changes sharing.
-func (p *pool) forget(ids ...string) {
+// forget drops measured debts after a verb that changes who shares blocks with
+// whom.
+func (p *pool) forget() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, id := range ids {
-		delete(p.debts, id)
-	}
+	clear(p.debts)
 }
 
 // Capacity says what a class with these parameters can still get.

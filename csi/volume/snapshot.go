@@ -143,7 +143,7 @@ func (m *Manager) cutAll(ctx context.Context, cuts []*cutting, id string, freeze
 				return m.spaceError(err)
 			}
 			m.put(&object{rec: c.rec, pool: c.src.pool})
-			c.src.pool.forget(c.src.rec.ID)
+			c.src.pool.forget()
 			m.changed(c.src.pool)
 			return nil
 		}), undo: each(func(ctx context.Context, c *cutting) error {

@@ -10,6 +10,7 @@ package file
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -48,8 +49,38 @@ var (
 // New returns the backend of the pool at root.
 func New(root string) *Backend { return &Backend{root: root} }
 
-// Probe tries reflink, reservation and direct I/O on files of its own.
+// featuresName remembers what a probe found, for a start on a full pool.
+const featuresName = ".features.json"
+
+// Probe tries reflink, reservation and direct I/O on files of its own. On a pool
+// too full for them it believes the last probe: a full pool has to serve, or
+// nobody could free anything.
 func (b *Backend) Probe(ctx context.Context) (backend.Features, error) {
+	f, err := b.probe(ctx)
+	memory := filepath.Join(b.root, featuresName)
+	if err := spaceError(err); errors.Is(err, backend.ErrNoSpace) {
+		text, rerr := os.ReadFile(memory)
+		if rerr == nil {
+			rerr = json.Unmarshal(text, &f)
+		}
+		if rerr != nil {
+			return f, errors.Join(err, rerr)
+		}
+		f.Notes = append(f.Notes, "the pool is too full to be probed: this is what the last probe found")
+		b.features = f
+		return f, nil
+	}
+	if err != nil {
+		return f, fmt.Errorf("probe pool %s: %w", b.root, err)
+	}
+	b.features = f
+	if text, err := json.Marshal(f); err == nil {
+		_ = os.WriteFile(memory, text, 0o600) // without it, only a full pool suffers
+	}
+	return f, nil
+}
+
+func (b *Backend) probe(ctx context.Context) (backend.Features, error) {
 	f := backend.Features{
 		HardLimit: true, Block: true, Mount: true, Snapshots: true, Delta: true, OnlineGrow: true, OwnSuperblock: true,
 		MinBytes: 4 << 20,
@@ -61,22 +92,22 @@ func (b *Backend) Probe(ctx context.Context) (backend.Features, error) {
 	_ = os.Remove(dst)
 	img, err := os.OpenFile(src, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return f, fmt.Errorf("probe pool %s: %w", b.root, err)
+		return f, err
 	}
 	defer func() { _ = img.Close() }()
-	if err := mount.Reserve(img, 1<<20); err != nil {
-		if !errors.Is(err, mount.ErrNotSupported) {
-			return f, fmt.Errorf("probe pool %s: %w", b.root, spaceError(err))
-		}
+	switch err := mount.Reserve(img, 1<<20); {
+	case errors.Is(err, mount.ErrNotSupported):
 		f.Notes = append(f.Notes, "no fallocate: volumes cannot be reserved")
 		if err := img.Truncate(1 << 20); err != nil {
 			return f, err
 		}
-	} else {
+	case err != nil:
+		return f, err
+	default:
 		f.Reserve = true
 	}
 	if _, err := img.WriteAt(make([]byte, BlockSize), 0); err != nil {
-		return f, fmt.Errorf("probe pool %s: %w", b.root, spaceError(err))
+		return f, err
 	}
 	if to, err := os.OpenFile(dst, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err == nil {
 		f.Instant = mount.Clone(to, img) == nil
@@ -93,9 +124,8 @@ func (b *Backend) Probe(ctx context.Context) (backend.Features, error) {
 	case errors.Is(err, mount.ErrDirectIO):
 		f.Notes = append(f.Notes, "no direct I/O: volumes go through the page cache twice")
 	default:
-		return f, fmt.Errorf("probe pool %s: %w", b.root, err)
+		return f, err
 	}
-	b.features = f
 	return f, nil
 }
 
@@ -204,6 +234,13 @@ func (b *Backend) Snapshot(ctx context.Context, src, dst backend.Object) error {
 func (b *Backend) Destroy(ctx context.Context, obj backend.Object) error {
 	if err := b.Detach(ctx, obj); err != nil {
 		return err
+	}
+	// XFS frees an unlinked file's blocks some time later, a truncated one's now:
+	// the space is there for the next volume when we answer.
+	if f, err := os.OpenFile(image(obj), os.O_WRONLY|unix.O_NOFOLLOW, 0); err == nil {
+		if err := errors.Join(f.Truncate(0), f.Close()); err != nil {
+			return fmt.Errorf("free image: %w", err)
+		}
 	}
 	if err := os.Remove(image(obj)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove image: %w", err)
