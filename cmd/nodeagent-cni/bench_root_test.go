@@ -13,7 +13,12 @@ import (
 // BenchmarkRootPlugin measures ADD and DEL through the program, fork and exec
 // included, and the program alone (VERSION asks no daemon).
 func BenchmarkRootPlugin(b *testing.B) {
-	n := newNode(b)
+	b.Run("routing", func(b *testing.B) { benchPlugin(b, newNode(b)) })
+	b.Run("ebpf", func(b *testing.B) { benchPlugin(b, newAgent(b).node) })
+}
+
+func benchPlugin(b *testing.B, n *node) {
+	b.Helper()
 	i := 0
 	next := func(b *testing.B) (id, ns string) {
 		b.Helper()

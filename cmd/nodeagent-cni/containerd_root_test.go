@@ -349,7 +349,7 @@ func TestRootCnitool(t *testing.T) {
 		cmd := exec.Command(cached(t, "cnitool"), verb, "nodeagent", ns)
 		cmd.Env = []string{
 			"CNI_PATH=" + bin, "NETCONFPATH=" + filepath.Dir(n.conflist), "CNI_IFNAME=net1", "PATH=/",
-			`CAP_ARGS={"mac":"0a:00:00:00:00:09","ips":["10.88.2.2/22"]}`,
+			`CAP_ARGS={"mac":"0a:00:00:00:00:09","ips":["10.88.2.2/16"]}`,
 		}
 		out, err := cmd.CombinedOutput()
 		return string(out), err

@@ -19,15 +19,12 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"go.etcd.io/bbolt"
-	"go.uber.org/goleak"
 
 	"github.com/nodeagent/nodeagent/api"
 	"github.com/nodeagent/nodeagent/cni"
 	"github.com/nodeagent/nodeagent/cni/netns"
 	"github.com/nodeagent/nodeagent/cni/shim"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // binDir holds the program under test, built once.
 var binDir = sync.OnceValues(func() (string, error) {
@@ -112,7 +109,7 @@ func (n *node) queue() string  { return filepath.Join(n.dir, "queue") }
 func (n *node) start() {
 	n.t.Helper()
 	cfg := cni.Default()
-	cfg.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.88.0.0/22"), netip.MustParsePrefix("fd88::/64")}
+	cfg.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.88.0.0/16"), netip.MustParsePrefix("fd88::/64")}
 	cfg.QueueDir = n.queue()
 	cfg.Conflist.Enabled = n.conflist != ""
 	if n.conflist != "" {

@@ -139,7 +139,7 @@ func (q Queue) Forget(containerID, ifName string) error {
 
 // deleteOrQueue asks the daemon; if it is away the delete is written down.
 func (d daemon) deleteOrQueue(q Queue, c Call) ([]byte, error) {
-	body, err := d.exchange(delPatience)
+	body, err := d.exchange(0)
 	if !isAway(err) && !isStarting(err) {
 		return body, err
 	}

@@ -21,10 +21,10 @@ type Process struct {
 }
 
 // How long the program waits for a daemon that is away. A restart takes about
-// a second; an upgrade may take some more.
+// a second; an upgrade may take some more. DEL does not wait: what is written
+// down is done before the next daemon serves.
 const (
 	addPatience = 15 * time.Second
-	delPatience = 1500 * time.Millisecond
 	gcPatience  = 5 * time.Second
 )
 
