@@ -12,6 +12,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "lib/conntrack.h"
+#include "lib/express.h"
 #include "lib/forward.h"
 #include "lib/parse.h"
 #include "lib/pkt.h"
@@ -39,11 +40,9 @@ const struct shared_types *shared_types __attribute__((unused));
 
 char _license[] SEC("license") = "Dual BSD/GPL";
 
-/* Ingress at the host side of a pod's link: what the pod sends. */
-SEC("tc")
-int from_pod(struct __sk_buff *skb)
+static __noinline int pod_stages(struct __sk_buff *skb)
 {
-	struct pkt pkt = { .hook = HOOK_POD };
+	struct pkt pkt = { .hook = HOOK_POD, .epoch = epoch };
 	int ret;
 
 	ret = parse(skb, &pkt);
@@ -56,6 +55,15 @@ int from_pod(struct __sk_buff *skb)
 	if (!ret)
 		ret = forward(skb, &pkt);
 	return verdict(skb, &pkt, ret);
+}
+
+/* Ingress at the host side of a pod's link: what the pod sends. */
+SEC("tc")
+int from_pod(struct __sk_buff *skb)
+{
+	__u32 to = express(skb);
+
+	return to ? verdict_express(skb, HOOK_POD, to) : pod_stages(skb);
 }
 
 /* Egress at the host side of a pod's link: what this node's kernel sends it. */
@@ -71,11 +79,9 @@ int to_pod(struct __sk_buff *skb)
 	return verdict(skb, &pkt, ret);
 }
 
-/* Ingress of an uplink: what other nodes and the outside send. */
-SEC("tc")
-int from_net(struct __sk_buff *skb)
+static __noinline int net_stages(struct __sk_buff *skb)
 {
-	struct pkt pkt = { .hook = HOOK_NET };
+	struct pkt pkt = { .hook = HOOK_NET, .epoch = epoch };
 	int ret;
 
 	ret = parse(skb, &pkt);
@@ -88,6 +94,15 @@ int from_net(struct __sk_buff *skb)
 	if (!ret)
 		ret = forward(skb, &pkt);
 	return verdict(skb, &pkt, ret);
+}
+
+/* Ingress of an uplink: what other nodes and the outside send. */
+SEC("tc")
+int from_net(struct __sk_buff *skb)
+{
+	__u32 to = express(skb);
+
+	return to ? verdict_express(skb, HOOK_NET, to) : net_stages(skb);
 }
 
 /* Egress of an uplink: what the node's own sockets send. */
@@ -110,7 +125,7 @@ int to_net(struct __sk_buff *skb)
 SEC("tc")
 int from_tun(struct __sk_buff *skb)
 {
-	struct pkt pkt = { .hook = HOOK_TUN };
+	struct pkt pkt = { .hook = HOOK_TUN, .epoch = epoch };
 	int ret;
 
 	ret = parse(skb, &pkt);

@@ -78,7 +78,12 @@ type DatapathCtValue struct {
 	Since uint32
 	Oif   uint32
 	Svc   uint32
-	Pad   uint32
+	Epoch uint32
+	Lane  [2]struct {
+		_    structs.HostLayout
+		From uint32
+		To   uint32
+	}
 }
 
 type DatapathEndpoint struct {
@@ -303,6 +308,7 @@ const (
 	DatapathVarCfgSnatMax    = "cfg_snat_max"
 	DatapathVarCfgSnatMin    = "cfg_snat_min"
 	DatapathVarCfgVni        = "cfg_vni"
+	DatapathVarEpoch         = "epoch"
 	DatapathVarSharedTypes   = "shared_types"
 )
 
@@ -391,6 +397,7 @@ type DatapathVariableSpecs struct {
 	CfgSnatMax    *ebpf.VariableSpec `ebpf:"cfg_snat_max"`
 	CfgSnatMin    *ebpf.VariableSpec `ebpf:"cfg_snat_min"`
 	CfgVni        *ebpf.VariableSpec `ebpf:"cfg_vni"`
+	Epoch         *ebpf.VariableSpec `ebpf:"epoch"`
 	SharedTypes   *ebpf.VariableSpec `ebpf:"shared_types"`
 }
 
@@ -455,6 +462,7 @@ type DatapathVariables struct {
 	CfgSnatMax    *ebpf.Variable `ebpf:"cfg_snat_max"`
 	CfgSnatMin    *ebpf.Variable `ebpf:"cfg_snat_min"`
 	CfgVni        *ebpf.Variable `ebpf:"cfg_vni"`
+	Epoch         *ebpf.Variable `ebpf:"epoch"`
 	SharedTypes   *ebpf.Variable `ebpf:"shared_types"`
 }
 

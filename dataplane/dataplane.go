@@ -52,6 +52,7 @@ type Dataplane struct {
 
 	// mu guards the desired state of everything but services.
 	mu        sync.Mutex
+	epoch     uint32
 	started   bool
 	node      Node
 	endpoints map[string]Endpoint
@@ -130,6 +131,9 @@ func (d *Dataplane) Start(ctx context.Context) (retErr error) {
 	d.routes = maps.NewRoutes(d.kernel.Routes)
 	d.ups = maps.NewUplinks(d.kernel.Uplinks)
 	d.flows = maps.NewConntrack(d.kernel.Ct)
+	if err := d.bumpEpoch(); err != nil {
+		return err
+	}
 	if err := d.takeOver(); err != nil {
 		return err
 	}

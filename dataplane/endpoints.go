@@ -41,7 +41,9 @@ func (d *Dataplane) UpdateEndpoint(_ context.Context, ep Endpoint) error {
 		return fmt.Errorf("endpoint %s: %w", ep.ID, err)
 	}
 	old, known := d.endpoints[ep.ID]
+	moved := known && old.IfIndex != ep.IfIndex
 	for _, a := range ep.Addrs {
+		moved = moved || d.owners[a] != "" && d.owners[a] != ep.ID
 		if err := d.eps.Put(a, maps.Endpoint{IfIndex: ep.IfIndex, MAC: ep.MAC, HostMAC: ep.HostMAC}); err != nil {
 			return fmt.Errorf("endpoint %s: %w", ep.ID, err)
 		}
@@ -50,6 +52,9 @@ func (d *Dataplane) UpdateEndpoint(_ context.Context, ep Endpoint) error {
 	}
 	d.endpoints[ep.ID] = ep
 	var errs []error
+	if moved {
+		errs = append(errs, d.bumpEpoch())
+	}
 	if known {
 		errs = append(errs, d.dropAddrs(ep.ID, old.Addrs, ep.Addrs))
 		if old.IfIndex != ep.IfIndex {
@@ -74,6 +79,20 @@ func (d *Dataplane) attach(ifindex int) error {
 	d.attached[ifindex] = true
 	d.handover[ifindex] = true
 	wake(d.podsChanged)
+	return nil
+}
+
+// bumpEpoch makes every flow look up its endpoints again. It begins with the
+// clock, so that records of an earlier load never agree by chance.
+func (d *Dataplane) bumpEpoch() error {
+	now, err := maps.Now()
+	if err != nil {
+		return err
+	}
+	d.epoch = max(d.epoch+1, uint32(now))
+	if err := d.kernel.Epoch.Set(d.epoch); err != nil {
+		return fmt.Errorf("set epoch: %w", err)
+	}
 	return nil
 }
 
@@ -102,7 +121,7 @@ func (d *Dataplane) dropAddrs(id string, addrs, keep []netip.Addr) error {
 		d.purge[a] = true
 	}
 	wake(d.sweepNow)
-	return errors.Join(errs...)
+	return errors.Join(append(errs, d.bumpEpoch())...)
 }
 
 // DeleteEndpoint takes an endpoint out of the data path; its link may be gone
@@ -163,6 +182,7 @@ func (d *Dataplane) PruneEndpoints(_ context.Context, keep []string) error {
 		d.purge[a] = true
 		d.forget(ep.IfIndex)
 	}
+	errs = append(errs, d.bumpEpoch())
 	return errors.Join(append(errs, d.prunePins())...)
 }
 

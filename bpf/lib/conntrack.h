@@ -38,17 +38,31 @@ enum ct_flags {
 /* Bits that belong to both records of a translated flow. */
 #define CT_SHARED (CT_ORIG | CT_REPLY | CT_CLOSING)
 
-struct ct_value {
-	struct tuple other; /* translated flows: the other tuple, original direction */
-	__u32 flags;	    /* enum ct_flags */
-	__u32 seen;	    /* last packet, in ticks */
-	__u32 since;	    /* first packet, in ticks */
-	__u32 oif;	    /* CT_SNAT, CT_OUTSIDE: interface towards the outside */
-	__u32 svc;	    /* id of the service, 0: none */
-	__u32 pad;
+/* The way of one direction between two links of this node; to is 0 for none. */
+struct ct_lane {
+	__u32 from;
+	__u32 to;
 };
 
-_Static_assert(sizeof(struct ct_value) == 64, "ct_value: no padding");
+struct ct_value {
+	struct tuple other;	/* translated flows: the other tuple, original direction */
+	__u32 flags;		/* enum ct_flags */
+	__u32 seen;		/* last packet, in ticks */
+	__u32 since;		/* first packet, in ticks */
+	__u32 oif;		/* CT_SNAT, CT_OUTSIDE: interface towards the outside */
+	__u32 svc;		/* id of the service, 0: none */
+	__u32 epoch;		/* when the lanes were right */
+	struct ct_lane lane[2]; /* of the original direction, and of replies */
+};
+
+_Static_assert(sizeof(struct ct_value) == 80, "ct_value: no padding");
+
+/*
+ * Grows whenever an address changes its owner: what records say about links is
+ * then looked up again. It begins at the time of the load, so that no record of
+ * an earlier load agrees by chance.
+ */
+volatile __u32 epoch = 0;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -170,6 +184,7 @@ __noinline int conntrack(struct pkt *pkt)
 		return 0;
 	}
 	pkt->known = true;
+	pkt->lanes = v->epoch == pkt->epoch && v->lane[pkt->reply & 1].to;
 	if (!pkt->related)
 		ct_touch(v, pkt);
 	/*
@@ -182,6 +197,40 @@ __noinline int conntrack(struct pkt *pkt)
 		pkt->ct_flags = v->flags;
 		ct_translate(v, pkt);
 	}
+	return 0;
+}
+
+/*
+ * Opens the lanes of a flow that goes on as it is, to a pod of this node. The
+ * epoch is the one that was read before the owners were looked up.
+ */
+static __always_inline void ct_lanes(struct ct_value *v, const struct pkt *pkt)
+{
+	__u32 dir = pkt->reply;
+
+	if (v->epoch != pkt->epoch) {
+		v->lane[0].to = 0;
+		v->lane[1].to = 0;
+	}
+	v->lane[dir & 1].from = pkt->in_if;
+	v->lane[dir & 1].to = pkt->dst_if;
+	if (pkt->src_if) {
+		v->lane[~dir & 1].from = pkt->dst_if;
+		v->lane[~dir & 1].to = pkt->src_if;
+	}
+	v->epoch = pkt->epoch;
+}
+
+__noinline int ct_settle(const struct pkt *pkt)
+{
+	struct tuple key;
+	struct ct_value *v;
+
+	NEED(pkt);
+	ct_key(&key, &pkt->t);
+	v = bpf_map_lookup_elem(&ct, &key);
+	if (v)
+		ct_lanes(v, pkt);
 	return 0;
 }
 
@@ -202,6 +251,8 @@ __noinline int ct_create_plain(const struct pkt *pkt)
 
 	NEED(pkt);
 	ct_fill(&v, pkt);
+	if (pkt->dst_if && pkt->hook != HOOK_TUN)
+		ct_lanes(&v, pkt);
 	if (ct_key(&key, &pkt->t))
 		v.flags |= CT_SWAPPED;
 	return bpf_map_update_elem(&ct, &key, &v, BPF_ANY) ? -DROP_CONNTRACK : 0;

@@ -47,9 +47,9 @@ struct {
 	__uint(max_entries, 1 << 20);
 } events SEC(".maps");
 
-static __always_inline void count(struct __sk_buff *skb, const struct pkt *pkt, __u8 reason)
+static __always_inline void count(struct __sk_buff *skb, __u8 hook, __u8 reason)
 {
-	__u32 idx = (__u32)pkt->hook * REASON_MAX + reason;
+	__u32 idx = (__u32)hook * REASON_MAX + reason;
 	struct counter *c = bpf_map_lookup_elem(&counters, &idx);
 
 	if (!c)

@@ -141,7 +141,6 @@ static __always_inline int forward_to(struct __sk_buff *skb, struct pkt *pkt)
 		if (pkt->host)
 			return PASS_HOST;
 		pkt->dst_if = ep->ifindex;
-		__builtin_memcpy(pkt->mac, ep->mac, sizeof(pkt->mac));
 		return FWD_LOCAL;
 	}
 	/* We are nobody's router for what comes from outside. */
@@ -180,7 +179,12 @@ static __always_inline int forward_record(struct pkt *pkt)
 {
 	int ret = 0;
 
-	if (pkt->known || pkt->related || pkt->frag)
+	if (pkt->related || pkt->frag)
+		return 0;
+	if (pkt->known && pkt->act == FWD_LOCAL && !pkt->lanes && pkt->hook != HOOK_TUN &&
+	    !translated(pkt))
+		return ct_settle(pkt);
+	if (pkt->known)
 		return 0;
 	if (!addr_zero(&pkt->snat))
 		ret = snat(pkt);

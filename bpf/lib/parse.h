@@ -193,6 +193,7 @@ __noinline int parse(struct __sk_buff *skb, struct pkt *pkt)
 	int ret;
 
 	NEED(pkt);
+	pkt->in_if = skb->ifindex;
 	switch (skb->protocol) {
 	case ETHERTYPE_IP:
 		ret = parse_ip4(skb, pkt);

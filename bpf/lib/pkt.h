@@ -18,6 +18,8 @@ struct pkt {
 	struct addr next; /* next hop, or the tunnel's other end; zero: the FIB knows */
 	struct addr snat; /* the address that a new flow leaves with; zero: its own */
 	__u8 mac[12];	  /* link addresses, destination first, where we write them */
+	__u32 in_if;	  /* link it came in by */
+	__u32 epoch;	  /* when it came in */
 	__u32 src_if;	  /* link of the pod that sent it, 0: no pod of this node */
 	__u32 dst_if;	  /* link of the pod that owns n.dst, 0: no pod of this node */
 	__u32 oif;	  /* interface to leave by */
@@ -36,10 +38,10 @@ struct pkt {
 	bool first;   /* the first of several fragments */
 	bool related; /* an ICMP error: t is the flow that it is about, turned round */
 	bool known;   /* its flow has a record */
-	bool reply;   /* direction within its flow */
+	__u8 reply;   /* direction within its flow */
 	bool df;      /* must not be fragmented */
 	bool host;    /* n.dst is the node */
-	__u8 pad[1];
+	bool lanes;   /* its record knows the short cut */
 };
 
 /* A stage that was called without a packet: cannot happen, has to be said. */

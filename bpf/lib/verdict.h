@@ -62,10 +62,9 @@ static __always_inline long send_tunnel(struct __sk_buff *skb, const struct pkt 
 	return bpf_redirect(pkt->oif, 0);
 }
 
+/* The link addresses stay as they are: the pod's stack has no use for them. */
 static __always_inline long send_local(struct __sk_buff *skb, const struct pkt *pkt)
 {
-	if (mac_write(skb, pkt->mac))
-		return ACT_SHOT;
 	if (pkt->hook == HOOK_TUN)
 		bpf_skb_change_type(skb, PKT_HOST);
 	return bpf_redirect_peer(pkt->dst_if, 0);
@@ -87,16 +86,23 @@ static __always_inline long send(struct __sk_buff *skb, const struct pkt *pkt)
 	}
 }
 
+/* By the short cut to a pod's link. */
+static __always_inline int verdict_express(struct __sk_buff *skb, __u8 hook, __u32 to)
+{
+	count(skb, hook, FWD_LOCAL);
+	return (int)bpf_redirect_peer(to, 0);
+}
+
 /* A stage stopped the packet: ret is the negative of its reason. */
 static __always_inline int verdict_stop(struct __sk_buff *skb, struct pkt *pkt, int ret)
 {
 	if (ret == -FWD_REJECT) {
-		count(skb, pkt, FWD_REJECT);
+		count(skb, pkt->hook, FWD_REJECT);
 		ret = reject(skb, pkt);
 		if (!ret)
 			return (int)bpf_redirect(skb->ifindex, 0);
 	}
-	count(skb, pkt, (__u8)-ret);
+	count(skb, pkt->hook, (__u8)-ret);
 	if (ret > -DROP_TRUNCATED)
 		return ACT_OK;
 	emit(skb, pkt, (__u8)-ret);
@@ -112,7 +118,7 @@ __noinline int verdict(struct __sk_buff *skb, struct pkt *pkt, int ret)
 		ret = nat(skb, pkt);
 	if (ret)
 		return verdict_stop(skb, pkt, ret);
-	count(skb, pkt, pkt->act);
+	count(skb, pkt->hook, pkt->act);
 	if (cfg_flow_events && !pkt->known)
 		emit(skb, pkt, pkt->act);
 	act = send(skb, pkt);

@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#pragma once
+
+/*
+ * The short cut: a packet in the middle of a flow between two links of this
+ * node, which the stages have judged before, needs one look at the flow's
+ * record. Anything out of the ordinary (options, fragments, SYN, FIN, RST, an
+ * endpoint that came or went since) takes the long way, which also decides
+ * whether the next packet may go short.
+ */
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+#include "conntrack.h"
+#include "proto.h"
+#include "types.h"
+
+#define IP4_PLAIN 0x45 /* version 4, no options */
+
+/* Where ports and flags are, when the packet is an ordinary one. */
+static __always_inline void *express_ip(struct __sk_buff *skb, struct tuple *t)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct ip4_hdr *ip4 = data + ETH_LEN;
+	struct ip6_hdr *ip6 = data + ETH_LEN;
+
+	if (skb->protocol == ETHERTYPE_IP) {
+		if (data + ETH_LEN + IP4_LEN + UDP_LEN > end || ip4->ver_ihl != IP4_PLAIN ||
+		    (ip4->frag & (IP4_MF | IP4_OFFSET)))
+			return NULL;
+		addr_from4(&t->src, ip4->src);
+		addr_from4(&t->dst, ip4->dst);
+		t->proto = ip4->proto;
+		return data + ETH_LEN + IP4_LEN;
+	}
+	if (skb->protocol != ETHERTYPE_IPV6 || data + ETH_LEN + IP6_LEN + UDP_LEN > end)
+		return NULL;
+	addr_from6(&t->src, ip6->src);
+	addr_from6(&t->dst, ip6->dst);
+	t->proto = ip6->next;
+	return data + ETH_LEN + IP6_LEN;
+}
+
+static __always_inline bool express_l4(struct __sk_buff *skb, struct tuple *t, void *l4)
+{
+	struct tcp_hdr *tcp = l4;
+
+	t->sport = tcp->sport;
+	t->dport = tcp->dport;
+	if (t->proto == PROTO_UDP)
+		return true;
+	if (t->proto != PROTO_TCP || l4 + TCP_LEN > (void *)(long)skb->data_end)
+		return false;
+	return !(tcp->flags & (TCP_SYN | TCP_FIN | TCP_RST));
+}
+
+/* The link that the packet goes to at once; 0: it has to take the long way. */
+static __always_inline __u32 express(struct __sk_buff *skb)
+{
+	struct tuple t, key;
+	struct ct_value *v;
+	__u32 dir, now;
+	void *l4;
+
+	__builtin_memset(t.pad, 0, sizeof(t.pad));
+	l4 = express_ip(skb, &t);
+	if (!l4 || !express_l4(skb, &t, l4))
+		return 0;
+	dir = ct_key(&key, &t);
+	v = bpf_map_lookup_elem(&ct, &key);
+	if (!v || v->epoch != epoch)
+		return 0;
+	dir ^= v->flags & CT_SWAPPED;
+	if ((v->flags & (CT_ORIG | CT_REPLY | CT_CLOSING)) != (CT_ORIG | CT_REPLY))
+		return 0;
+	if (v->lane[dir & 1].from != skb->ifindex)
+		return 0;
+	now = ticks();
+	if (v->seen != now)
+		v->seen = now;
+	return v->lane[dir & 1].to;
+}
