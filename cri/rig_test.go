@@ -95,7 +95,7 @@ func (n *network) size() int {
 
 // rig is a served CRI over a private containerd.
 type rig struct {
-	t          *testing.T
+	t          testing.TB
 	daemon     *containerdtest.Daemon
 	net        *network
 	containerd *containerd.Client
@@ -111,7 +111,7 @@ type rig struct {
 
 // newRig starts everything; all sandboxes are removed at the end of the test,
 // and what then is left of them is a failure.
-func newRig(t *testing.T) *rig {
+func newRig(t testing.TB) *rig {
 	t.Helper()
 	d := containerdtest.Start(t)
 	d.Import(t, nil)

@@ -32,7 +32,7 @@ import (
 const Busybox = "nodeagent.test/library/busybox:1"
 
 // NeedRoot fails a test that needs root and has none, unless the environment says to skip it.
-func NeedRoot(t *testing.T) {
+func NeedRoot(t testing.TB) {
 	t.Helper()
 	if os.Getuid() == 0 {
 		return
@@ -61,7 +61,7 @@ type Daemon struct {
 }
 
 // Start runs a containerd that ends with the test, and all that it runs.
-func Start(t *testing.T) *Daemon {
+func Start(t testing.TB) *Daemon {
 	t.Helper()
 	NeedRoot(t)
 	dir, err := os.MkdirTemp("", "na") //nolint:usetesting // short: sockets have a limit of 108 bytes
@@ -77,7 +77,7 @@ func Start(t *testing.T) *Daemon {
 	cfg.Managed = true
 	cfg.Root, cfg.State = filepath.Join(dir, "root"), filepath.Join(dir, "state")
 	cfg.Path = Bin()
-	d := &Daemon{Dir: dir, Config: cfg, log: slog.New(slog.NewTextHandler(logWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))}
+	d := &Daemon{Dir: dir, Config: cfg, log: slog.New(slog.DiscardHandler)}
 	t.Cleanup(func() { d.remove(t) })
 	d.Run(t)
 	t.Cleanup(func() { d.Stop(t) })
@@ -85,7 +85,7 @@ func Start(t *testing.T) *Daemon {
 }
 
 // Run starts the daemon again after Stop.
-func (d *Daemon) Run(t *testing.T) {
+func (d *Daemon) Run(t testing.TB) {
 	t.Helper()
 	s, err := containerd.NewSupervisor(d.Config, containerd.SupervisorDeps{Log: d.log, Dir: filepath.Join(d.Dir, "run")})
 	if err != nil {
@@ -98,7 +98,7 @@ func (d *Daemon) Run(t *testing.T) {
 }
 
 // Stop ends the daemon; containers go on.
-func (d *Daemon) Stop(t *testing.T) {
+func (d *Daemon) Stop(t testing.TB) {
 	t.Helper()
 	if err := d.supervisor.Stop(context.WithoutCancel(t.Context())); err != nil {
 		t.Errorf("stop containerd: %v", err)
@@ -106,7 +106,7 @@ func (d *Daemon) Stop(t *testing.T) {
 }
 
 // Client connects; the connection ends with the test.
-func (d *Daemon) Client(t *testing.T) *containerd.Client {
+func (d *Daemon) Client(t testing.TB) *containerd.Client {
 	t.Helper()
 	c, err := containerd.New(d.Config)
 	if err != nil {
@@ -125,7 +125,7 @@ func (d *Daemon) Client(t *testing.T) *containerd.Client {
 
 // remove detaches what is mounted below the directory and removes it; what a
 // test left running there is a failure.
-func (d *Daemon) remove(t *testing.T) {
+func (d *Daemon) remove(t testing.TB) {
 	t.Helper()
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
@@ -154,7 +154,7 @@ func (d *Daemon) remove(t *testing.T) {
 }
 
 // logWriter sends log lines to the test's log.
-type logWriter struct{ t *testing.T }
+type logWriter struct{ t testing.TB }
 
 func (w logWriter) Write(p []byte) (int, error) {
 	if w.t.Context().Err() == nil { // not after the test's end
@@ -164,13 +164,16 @@ func (w logWriter) Write(p []byte) (int, error) {
 }
 
 // Log is a logger that writes into the test's log.
-func Log(t *testing.T) *slog.Logger {
+func Log(t testing.TB) *slog.Logger {
 	t.Helper()
+	if _, ok := t.(*testing.F); ok {
+		return slog.New(slog.DiscardHandler) // a fuzz test's log is closed to its targets
+	}
 	return slog.New(slog.NewTextHandler(logWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
 // Import makes the image Busybox in the daemon, unpacked.
-func (d *Daemon) Import(t *testing.T, change func(*ocispec.Image)) {
+func (d *Daemon) Import(t testing.TB, change func(*ocispec.Image)) {
 	t.Helper()
 	c, err := client.New(d.Config.Address, client.WithDefaultNamespace(containerd.Namespace))
 	if err != nil {
@@ -190,7 +193,7 @@ func (d *Daemon) Import(t *testing.T, change func(*ocispec.Image)) {
 }
 
 // ociArchive is an OCI image layout of one layer with busybox in it.
-func ociArchive(t *testing.T, name string, change func(*ocispec.Image)) []byte {
+func ociArchive(t testing.TB, name string, change func(*ocispec.Image)) []byte {
 	t.Helper()
 	layer := busyboxLayer(t)
 	var img ocispec.Image
@@ -236,7 +239,7 @@ func ociArchive(t *testing.T, name string, change func(*ocispec.Image)) []byte {
 	return out.Bytes()
 }
 
-func busyboxLayer(t *testing.T) []byte {
+func busyboxLayer(t testing.TB) []byte {
 	t.Helper()
 	bb, err := os.ReadFile("/bin/busybox")
 	if err != nil {
@@ -263,7 +266,7 @@ func busyboxLayer(t *testing.T) []byte {
 	return out.Bytes()
 }
 
-func put(t *testing.T, w *tar.Writer, h *tar.Header, b []byte) {
+func put(t testing.TB, w *tar.Writer, h *tar.Header, b []byte) {
 	t.Helper()
 	if err := w.WriteHeader(h); err != nil {
 		t.Fatal(err)
@@ -274,7 +277,7 @@ func put(t *testing.T, w *tar.Writer, h *tar.Header, b []byte) {
 }
 
 // Name makes short names that differ between tests run side by side.
-func Name(t *testing.T) string {
+func Name(t testing.TB) string {
 	t.Helper()
 	sum := sha256.Sum256([]byte(t.Name() + fmt.Sprint(os.Getpid())))
 	return fmt.Sprintf("t%x", sum[:4])
