@@ -24,7 +24,7 @@ import (
 
 func TestRootPullAndRead(t *testing.T) {
 	n, r := newNode(t), newRegistry(t)
-	img := r.push(t, "lib/app", "v1", 1, "1000:2000", 4096, 100)
+	img := r.push(t, "lib/app:v1", 1, "1000:2000", 4096, 100)
 	resp, err := n.images.PullImage(t.Context(), pullRequest(img.ref, nil))
 	if err != nil {
 		t.Fatal(err)
@@ -41,6 +41,17 @@ func TestRootPullAndRead(t *testing.T) {
 			t.Errorf("Resolve(%q) = %v, %v", ref, got, err)
 		}
 	}
+	n.expectStatus(t, img, byDigest)
+	n.expectList(t, img.id)
+	p := n.images.Pulls()
+	if len(p) != 1 || p[0].Stage != image.StageDone || p[0].Percent != 100 || p[0].Attempts != 1 {
+		t.Errorf("progress %+v", p)
+	}
+}
+
+// expectStatus checks what ImageStatus says of the image of TestRootPullAndRead.
+func (n *node) expectStatus(t *testing.T, img pushed, byDigest string) {
+	t.Helper()
 	status, err := n.images.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: img.ref}, Verbose: true})
 	if err != nil {
 		t.Fatal(err)
@@ -52,11 +63,6 @@ func TestRootPullAndRead(t *testing.T) {
 	}
 	if !strings.Contains(status.Info["info"], `"chainID":"sha256:`) {
 		t.Errorf("verbose info %v", status.Info)
-	}
-	n.expectList(t, img.id)
-	p := n.images.Pulls()
-	if len(p) != 1 || p[0].Stage != image.StageDone || p[0].Percent != 100 || p[0].Attempts != 1 {
-		t.Errorf("progress %+v", p)
 	}
 }
 
@@ -103,10 +109,10 @@ func TestRootAbsentImage(t *testing.T) {
 
 func TestRootRemoveAllNames(t *testing.T) {
 	n, r := newNode(t), newRegistry(t)
-	a := r.push(t, "lib/app", "v1", 1, "", 4096)
-	b := r.push(t, "lib/app", "v2", 1, "", 4096) // the same content
-	c := r.push(t, "other/app", "v1", 1, "", 4096)
-	d := r.push(t, "keep", "v1", 9, "", 4096)
+	a := r.push(t, "lib/app:v1", 1, "", 4096)
+	b := r.push(t, "lib/app:v2", 1, "", 4096) // the same content
+	c := r.push(t, "other/app:v1", 1, "", 4096)
+	d := r.push(t, "keep:v1", 9, "", 4096)
 	for _, img := range []pushed{a, b, c, d} {
 		if _, err := n.images.PullImage(t.Context(), pullRequest(img.ref, nil)); err != nil {
 			t.Fatal(err)
@@ -136,14 +142,14 @@ func TestRootRemoveAllNames(t *testing.T) {
 
 func TestRootPullErrors(t *testing.T) {
 	n, r := newNode(t), newRegistry(t)
-	r.push(t, "app", "v1", 1, "", 100)
+	r.push(t, "app:v1", 1, "", 100)
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	down := l.Addr().String()
 	_ = l.Close()
-	bad := r.push(t, "bad", "v1", 3, "", 5000)
+	bad := r.push(t, "bad:v1", 3, "", 5000)
 	r.set(func(r *registry) { r.blobs[bad.layers[0]][100] ^= 1 })
 	teapot := newRegistry(t)
 	teapot.status = http.StatusServiceUnavailable
@@ -190,7 +196,7 @@ func basic(user, pass string) func(*http.Request) string {
 
 func TestRootPullCredentials(t *testing.T) {
 	n, r := newNode(t), newRegistry(t)
-	img := r.push(t, "app", "v1", 1, "", 100)
+	img := r.push(t, "app:v1", 1, "", 100)
 	enc := base64.StdEncoding.EncodeToString([]byte("me:secret"))
 	ok := []*runtimeapi.AuthConfig{
 		{Username: "me", Password: "secret"},
@@ -226,14 +232,14 @@ func TestRootPullCredentials(t *testing.T) {
 // registry token goes to the registry as it is, and never to a mirror.
 func TestRootPullTokens(t *testing.T) {
 	n, r, mirror := newNode(t), newRegistry(t), newRegistry(t)
-	img := r.push(t, "app", "v1", 1, "", 100)
+	img := r.push(t, "app:v1", 1, "", 100)
 	tokens := http.NewServeMux()
 	tokens.HandleFunc("/token", func(w http.ResponseWriter, req *http.Request) {
 		if req.FormValue("refresh_token") != "identity" {
 			w.WriteHeader(http.StatusUnauthorized)
 			return
 		}
-		fmt.Fprint(w, `{"access_token":"exchanged","expires_in":300}`)
+		_, _ = w.Write([]byte(`{"access_token":"exchanged","expires_in":300}`))
 	})
 	srv := newServer(t, tokens)
 	bearer := func(want string) func(*http.Request) string {
@@ -282,7 +288,7 @@ func (n *node) hosts(t *testing.T, host, text string) {
 
 func TestRootPullFromMirror(t *testing.T) {
 	n, mirror := newNode(t), newRegistry(t)
-	img := mirror.push(t, "lib/app", "v1", 1, "", 5000)
+	img := mirror.push(t, "lib/app:v1", 1, "", 5000)
 	if err := os.Mkdir(filepath.Join(n.hostsDir, "_default"), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -304,7 +310,7 @@ func TestRootPullFromMirror(t *testing.T) {
 // asked for the rest, never for the same bytes.
 func TestRootPullContinues(t *testing.T) {
 	n, r := newNode(t), newRegistry(t)
-	img := r.push(t, "app", "v1", 1, "", 2<<20)
+	img := r.push(t, "app:v1", 1, "", 2<<20)
 	r.set(func(r *registry) { r.breakAfter, r.breaks = 300<<10, 6 })
 	if _, err := n.images.PullImage(t.Context(), pullRequest(img.ref, nil)); err != nil {
 		t.Fatal(err)
@@ -319,7 +325,7 @@ func TestRootPullContinues(t *testing.T) {
 
 func TestRootPullCoalesced(t *testing.T) {
 	n, r := newNode(t), newRegistry(t)
-	img := r.push(t, "app", "v1", 1, "", 100<<10)
+	img := r.push(t, "app:v1", 1, "", 100<<10)
 	r.block()
 	var wg sync.WaitGroup
 	for range 8 {
@@ -348,7 +354,7 @@ func TestRootPullCoalesced(t *testing.T) {
 func TestRootPullProgressTimeout(t *testing.T) {
 	n := newNode(t, func(c *image.Config) { c.PullProgressTimeout, c.PullRetries = 500*time.Millisecond, 0 })
 	r := newRegistry(t)
-	img := r.push(t, "app", "v1", 1, "", 100<<10)
+	img := r.push(t, "app:v1", 1, "", 100<<10)
 	r.block()
 	_, err := n.images.PullImage(t.Context(), pullRequest(img.ref, nil))
 	if err == nil || !strings.HasPrefix(err.Error(), "RegistryUnavailable: ") || !strings.Contains(err.Error(), "no progress for") {

@@ -186,7 +186,7 @@ type pushed struct {
 }
 
 // push makes an image of layers with random files of the given sizes.
-func (r *registry) push(t *testing.T, repo, tag string, seed uint64, user string, sizes ...int) pushed {
+func (r *registry) push(t *testing.T, name string, seed uint64, user string, sizes ...int) pushed {
 	t.Helper()
 	config := ocispec.Image{
 		Platform: ocispec.Platform{Architecture: "amd64", OS: "linux"},
@@ -194,7 +194,7 @@ func (r *registry) push(t *testing.T, repo, tag string, seed uint64, user string
 		RootFS:   ocispec.RootFS{Type: "layers"},
 	}
 	var layers []ocispec.Descriptor
-	out := pushed{ref: r.host + "/" + repo + ":" + tag}
+	out := pushed{ref: r.host + "/" + name}
 	for i, size := range sizes {
 		plain, packed := layer(t, seed+uint64(i), fmt.Sprintf("file%d", i), size)
 		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, digest.FromBytes(plain))
@@ -208,7 +208,7 @@ func (r *registry) push(t *testing.T, repo, tag string, seed uint64, user string
 		Config: cfg, Layers: layers,
 	}), ocispec.MediaTypeImageManifest)
 	r.mu.Lock()
-	r.tags[repo+":"+tag] = man.Digest
+	r.tags[name] = man.Digest
 	r.mu.Unlock()
 	out.id, out.manifest = cfg.Digest.String(), man.Digest
 	return out

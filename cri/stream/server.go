@@ -140,6 +140,7 @@ type Server struct {
 	handler streaming.Server
 	http    *http.Server
 	addr    net.Addr
+	base    context.Context //nolint:containedctx // the life of the sessions, which begin in the library
 	cancel  context.CancelFunc
 	served  chan struct{}
 }
@@ -191,7 +192,7 @@ func (s *Server) Start(ctx context.Context) error {
 		defer close(served)
 		_ = srv.Serve(ln) // ends with ErrServerClosed by Stop
 	}()
-	s.handler, s.http, s.addr, s.cancel, s.served = h, srv, ln.Addr(), cancel, served
+	s.handler, s.http, s.addr, s.base, s.cancel, s.served = h, srv, ln.Addr(), base, cancel, served
 	return nil
 }
 
@@ -316,7 +317,13 @@ func (s *sessions) Attach(ctx context.Context, id string, in io.Reader, out, err
 
 // PortForward connects one client stream with a port of a sandbox.
 func (s *sessions) PortForward(ctx context.Context, podSandboxID string, port int32, stream io.ReadWriteCloser) error {
-	defer stream.Close() //nolint:errcheck // the client's side is gone either way
+	defer stream.Close()                   //nolint:errcheck // the client's side is gone either way
+	ctx, cancel := context.WithCancel(ctx) // the library's has no end
+	defer cancel()
+	s.mu.Lock()
+	stop := context.AfterFunc(s.base, cancel) //nolint:contextcheck // ends with the server, not with the caller
+	s.mu.Unlock()
+	defer stop()
 	netns, err := s.rt.NetNS(ctx, podSandboxID)
 	if err != nil {
 		return fmt.Errorf("network namespace of sandbox %s: %w", podSandboxID, err)

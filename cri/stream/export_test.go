@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package stream
+
+import (
+	"context"
+	"io"
+)
+
+// Forward is what a port forwarding session does for one connection.
+func Forward(ctx context.Context, netns string, port int32, stream io.ReadWriter) error {
+	return forward(ctx, netns, port, stream)
+}
