@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/netip"
 	"strings"
 
@@ -32,6 +33,8 @@ func (g *graph) addCRI(ctx context.Context) error {
 		return err
 	}
 	g.add("cri", s.Start, s.Stop)
+	g.routes["GET /v1/pods"] = api.JSON(listPods(s))
+	maps.Copy(g.routes, imageRoutes(s.Images()))
 	g.health.check("cri", func(context.Context) error {
 		if !s.Ready() {
 			return errRecovering

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/nodeagent/nodeagent/api"
 	"github.com/nodeagent/nodeagent/csi"
 	"github.com/nodeagent/nodeagent/kube/storage"
 )
@@ -33,6 +34,8 @@ func (g *graph) addStorage(context.Context) error {
 	}
 	g.storage = s
 	g.add("storage", s.Start, s.Stop)
+	g.routes["GET /v1/volumes"] = api.JSON(listVolumes(s.Volumes()))
+	g.health.check("storage", func(context.Context) error { return s.Volumes().Ready() })
 	return nil
 }
 
