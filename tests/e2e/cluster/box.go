@@ -11,7 +11,9 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -173,6 +175,33 @@ func (b *Box) runIn(ctx context.Context, flags int, stdin string, argv []string)
 		return out.String(), fmt.Errorf("%s in %s: %w: %s", strings.Join(argv, " "), b.Name, err, strings.TrimSpace(errOut.String()))
 	}
 	return out.String(), nil
+}
+
+// Processes returns the process ids, as the machine sees them, of the box's processes with
+// that command name; all of them when it is empty.
+func (b *Box) Processes(comm string) ([]int, error) {
+	want, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", b.PID))
+	if err != nil {
+		return nil, err
+	}
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return nil, err
+	}
+	var out []int
+	for _, d := range dirs {
+		ns, err1 := os.Readlink(d + "/ns/pid")
+		name, err2 := os.ReadFile(d + "/comm")
+		if err1 != nil || err2 != nil || ns != want || comm != "" && strings.TrimSpace(string(name)) != comm {
+			continue // of another box, or just ended
+		}
+		pid, err := strconv.Atoi(filepath.Base(d))
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, pid)
+	}
+	return out, nil
 }
 
 // Close ends everything in the box and waits until it is gone. Closing twice is

@@ -93,7 +93,7 @@ func (c *Cluster) startAPIServer(ctx context.Context) error {
 	if c.Rest, err = clientcmd.BuildConfigFromFlags("", c.Kubeconfig); err != nil {
 		return err
 	}
-	c.Rest.QPS, c.Rest.Burst = 200, 400
+	c.Rest.QPS = -1 // no limit: a wait's last error shall be the server's
 	if c.Client, err = kubernetes.NewForConfig(c.Rest); err != nil {
 		return err
 	}

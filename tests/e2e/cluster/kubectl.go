@@ -26,9 +26,9 @@ func (c *Cluster) Kubectl(ctx context.Context, args ...string) (string, error) {
 	return c.kubectl(ctx, "", args...)
 }
 
-// Apply applies manifests.
-func (c *Cluster) Apply(ctx context.Context, manifests string) error {
-	_, err := c.kubectl(ctx, manifests, "apply", "-f", "-")
+// Apply applies manifests, with further flags of kubectl if any.
+func (c *Cluster) Apply(ctx context.Context, manifests string, flags ...string) error {
+	_, err := c.kubectl(ctx, manifests, append([]string{"apply", "-f", "-"}, flags...)...)
 	return err
 }
 

@@ -17,8 +17,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// restartDelay is how long a program that ended stays down, as under systemd's RestartSec.
-const restartDelay = 500 * time.Millisecond
+// restartDelay is how long a program that ended stays down, as under systemd's
+// RestartSec; one that ends loopLimit times running within loopTime is given up.
+const (
+	restartDelay = 500 * time.Millisecond
+	loopLimit    = 8
+	loopTime     = 3 * time.Second
+)
 
 // Proc is a long-running program in a box. With Restart it is started again
 // whenever it ends by itself, as systemd would.
@@ -88,18 +93,22 @@ func (p *Proc) start() error {
 // attend waits for the program to end and starts it again if it should.
 func (p *Proc) attend() {
 	defer close(p.gone)
-	for {
+	for short := 0; ; {
 		p.mu.Lock()
 		cmd := p.cmd
 		p.mu.Unlock()
+		begun := time.Now()
 		err := cmd.Wait()
+		if short++; time.Since(begun) > loopTime {
+			short = 0
+		}
 		if err == nil {
 			err = errors.New("exit status 0")
 		}
 		p.mu.Lock()
 		p.err = fmt.Errorf("%s ended: %w", p.Name, err)
 		p.mu.Unlock()
-		if !p.Restart {
+		if !p.Restart || short == loopLimit {
 			return
 		}
 		select {
@@ -177,6 +186,9 @@ func Tail(path string, lines int) string {
 	all := strings.Split(string(bytes.TrimRight(data, "\n")), "\n")
 	return "    " + strings.Join(all[max(0, len(all)-lines):], "\n    ")
 }
+
+// WaitFor polls cond until it is nil or ctx ends; the error then is cond's last.
+func WaitFor(ctx context.Context, cond func(context.Context) error) error { return waitFor(ctx, cond) }
 
 // waitFor polls cond until it is nil; the error at ctx's end is cond's last. A
 // program that is down ends the wait at once.

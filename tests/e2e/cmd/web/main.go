@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command web is the demo's web server: it says which pod answers, and keeps
-// lines of text in a file when it is given a directory.
+// Command web is the demo's web server: it says which pod answers, keeps lines of
+// text in a file when it is given a directory, and sends streams of bytes that
+// its client half (-fetch) checks one by one.
 package main
 
 import (
@@ -24,20 +25,26 @@ import (
 func main() {
 	addr := flag.String("listen", ":8080", "address to listen on")
 	dir := flag.String("data", "", "directory for the guest book; none without")
+	fetchURL := flag.String("fetch", "", "read a stream from this URL, check it, and end")
 	flag.Parse()
 	log := slog.New(slog.NewTextHandler(os.Stdout, nil))
-	if err := serve(log, *addr, *dir); err != nil {
-		log.Error("web server ends", "err", err)
-		os.Exit(1)
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	defer stop()
+	do := func() error { return serve(ctx, log, *addr, *dir) }
+	if *fetchURL != "" {
+		do = func() error { return fetch(ctx, log, *fetchURL) }
+	}
+	if err := do(); err != nil {
+		log.Error("web ends", "err", err)
+		os.Exit(1) //nolint:gocritic // the signals' handler need not be undone
 	}
 }
 
-func serve(log *slog.Logger, addr, dir string) error {
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
-	defer stop()
+func serve(ctx context.Context, log *slog.Logger, addr, dir string) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) { hello(log, w, r) })
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
+	mux.HandleFunc("GET /stream", stream)
 	if dir != "" {
 		b := book{path: filepath.Join(dir, "book")}
 		mux.HandleFunc("GET /book", b.read)
