@@ -104,7 +104,7 @@ func TestPreviousLogs(t *testing.T) {
 	}
 }
 
-func TestExec(t *testing.T) {
+func TestExec(t *testing.T) { //nolint:tparallel // its parts share a pod
 	t.Parallel()
 	ns := namespace(t)
 	box(t, ns, "box", "")
@@ -215,7 +215,7 @@ func TestCopy(t *testing.T) {
 func TestPortForward(t *testing.T) {
 	t.Parallel()
 	ns := namespace(t)
-	web(t, ns, "web")
+	web(t, ns)
 	cmd := command(t, ns, "port-forward", "service/web", ":80")
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -282,7 +282,7 @@ func TestDelete(t *testing.T) {
 func TestEphemeralContainer(t *testing.T) {
 	t.Parallel()
 	ns := namespace(t)
-	web(t, ns, "web")
+	web(t, ns)
 	kubectl(t, ns, "debug", "web", "--image=busybox", "--target=main", "--container=debugger", "--attach=false", "--quiet", "--",
 		"sh", "-c", "wget -qO- http://127.0.0.1:8080/; ls /proc/1/root/web")
 	eventually(t, 30*time.Second, func(ctx context.Context) error {

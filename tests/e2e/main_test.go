@@ -26,7 +26,7 @@ func TestMain(m *testing.M) {
 	if cluster.Init() {
 		return
 	}
-	os.Exit(run(m))
+	os.Exit(run(m)) //nolint:forbidigo // a test program's main
 }
 
 func run(m *testing.M) int {
@@ -152,29 +152,29 @@ spec:
 	ready(t, ns, name)
 }
 
-// web runs a pod of the demo's web server behind a dual-stack Service of that name.
-func web(t *testing.T, ns, name string) {
+// web runs a pod of the demo's web server behind a dual-stack Service, both named web.
+func web(t *testing.T, ns string) {
 	t.Helper()
 	apply(t, ns, fmt.Sprintf(`
 apiVersion: v1
 kind: Pod
-metadata: {name: %[1]s, labels: {app: %[1]s}}
+metadata: {name: web, labels: {app: web}}
 spec:
   terminationGracePeriodSeconds: 1
   containers:
     - name: main
-      image: %[2]q
+      image: %q
       readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
 ---
 apiVersion: v1
 kind: Service
-metadata: {name: %[1]s}
+metadata: {name: web}
 spec:
   ipFamilyPolicy: RequireDualStack
-  selector: {app: %[1]s}
+  selector: {app: web}
   ports: [{port: 80, targetPort: 8080}]
-`, name, cluster.WebImage))
-	ready(t, ns, name)
+`, cluster.WebImage))
+	ready(t, ns, "web")
 }
 
 func ready(t *testing.T, ns, pod string) {

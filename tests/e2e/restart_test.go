@@ -27,7 +27,7 @@ const streamBytes = 64 << 20
 // both families read through a ClusterIP, and starts a pod in between.
 func TestKilledAgentLosesNoByte(t *testing.T) {
 	ns := namespace(t)
-	web(t, ns, "web")
+	web(t, ns)
 	svc, err := shared.Client.CoreV1().Services(ns).Get(t.Context(), "web", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -132,35 +132,35 @@ func containers(t *testing.T, ns string) map[string]int32 {
 // next pod starts as if nothing had been.
 func TestRestarts(t *testing.T) {
 	ns := namespace(t)
-	web(t, ns, "web")
+	web(t, ns)
 	box(t, ns, "box", "")
 	before := containers(t, ns)
 	node := shared.Nodes[0]
 	ends := []struct {
 		name string
-		do   func(t *testing.T)
+		do   func()
 	}{
-		{"runtime ends on SIGTERM", func(t *testing.T) {
+		{"runtime ends on SIGTERM", func() {
 			old, _ := node.Runtime.PID()
 			if err := node.Runtime.Signal(unix.SIGTERM); err != nil {
 				t.Fatal(err)
 			}
 			served(t, node, old)
 		}},
-		{"containerd is killed", func(t *testing.T) { killContainerd(t, node) }},
-		{"kubelet is killed", func(t *testing.T) {
+		{"containerd is killed", func() { killContainerd(t, node) }},
+		{"kubelet is killed", func() {
 			if err := node.Kubelet.Signal(unix.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
 		}},
-		{"both are killed", func(t *testing.T) {
+		{"both are killed", func() {
 			killContainerd(t, node)
 			killRuntime(t, node)
 		}},
 	}
 	for i, e := range ends {
 		t.Run(e.name, func(t *testing.T) {
-			e.do(t)
+			e.do()
 			box(t, ns, fmt.Sprintf("next%d", i), "")
 			for id, restarts := range before {
 				if got, ok := containers(t, ns)[id]; !ok || got != restarts {

@@ -14,12 +14,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Init runs as a box's init and returns true when it was that; every program that
-// calls Up calls it before anything else and ends when it is true.
+// Init runs as a box's init, or as a process in a box that makes a connection, and
+// returns true when it was that; every program that calls Up calls it before anything
+// else and ends when it is true.
 func Init() bool {
-	if len(os.Args) != 3 || os.Args[1] != initArg {
-		return false
+	switch {
+	case len(os.Args) == 3 && os.Args[1] == initArg:
+		return boxInit()
+	case len(os.Args) == 4 && os.Args[1] == dialArg:
+		return boxDial(os.Args[2], os.Args[3])
 	}
+	return false
+}
+
+func boxInit() bool {
 	life, ready := os.NewFile(3, "life"), os.NewFile(4, "ready")
 	if err := prepareBox(os.Args[2]); err != nil {
 		_, _ = fmt.Fprintln(ready, err)

@@ -73,15 +73,6 @@ func (b *Box) Listen(ctx context.Context, addr string) (l net.Listener, err erro
 	return l, err
 }
 
-// Dial connects from the box's network; addr has a literal IP address.
-func (b *Box) Dial(ctx context.Context, network, addr string) (conn net.Conn, err error) {
-	err = b.InNet(func() error {
-		conn, err = (&net.Dialer{}).DialContext(ctx, network, addr)
-		return err
-	})
-	return conn, err
-}
-
 // forwarder carries connections from loopback of the machine into a box.
 type forwarder struct {
 	listener net.Listener

@@ -98,6 +98,17 @@ func Stop(ctx context.Context, base, name string) error {
 	return Sweep(ctx, dir)
 }
 
+// JoinNode puts the calling process into the node's cgroup, where services
+// of the cluster are reached.
+func (i Info) JoinNode(node string) error {
+	procs := filepath.Join(unifiedRoot(), cgroupName(i.Name), node, "system/cgroup.procs")
+	err := os.WriteFile(procs, []byte("0"), 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // the control plane has none
+	}
+	return err
+}
+
 // isInit tells whether a process is a box's init rather than one with its reused id.
 func isInit(pid int) bool {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))

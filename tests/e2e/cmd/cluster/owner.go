@@ -87,6 +87,9 @@ func enter(_ context.Context, o *options) error {
 	if err != nil {
 		return err
 	}
+	if err := info.JoinNode(o.args[0]); err != nil {
+		return err
+	}
 	argv := []string{"nsenter", "-t", strconv.Itoa(info.Boxes[o.args[0]]), "-m", "-n", "-u", "-i", "-p", "--"}
 	command := o.args[1:]
 	if len(command) == 0 {

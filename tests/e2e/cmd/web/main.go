@@ -51,7 +51,7 @@ func serve(ctx context.Context, log *slog.Logger, addr, dir string) error {
 		mux.HandleFunc("POST /book", b.write)
 	}
 	srv := &http.Server{Addr: addr, Handler: mux, ReadHeaderTimeout: 10 * time.Second}
-	log.Info("web server listens", "addr", addr, "data", dir)
+	log.InfoContext(ctx, "web server listens", "addr", addr, "data", dir)
 	failed := make(chan error, 1)
 	go func() { failed <- srv.ListenAndServe() }()
 	select {

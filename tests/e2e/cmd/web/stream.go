@@ -66,7 +66,7 @@ func fetch(ctx context.Context, log *slog.Logger, from string) error {
 	if err != nil {
 		return err
 	}
-	log.Info("stream begins", "status", resp.Status)
+	log.InfoContext(ctx, "stream begins", "status", resp.Status)
 	n, err := check(resp.Body)
 	if err := errors.Join(err, resp.Body.Close()); err != nil {
 		return fmt.Errorf("after %d of %d bytes: %w", n, want, err)
@@ -74,7 +74,7 @@ func fetch(ctx context.Context, log *slog.Logger, from string) error {
 	if n != want {
 		return fmt.Errorf("got %d of %d bytes", n, want)
 	}
-	log.Info("stream is whole", "bytes", n)
+	log.InfoContext(ctx, "stream is whole", "bytes", n)
 	return nil
 }
 
