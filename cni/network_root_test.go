@@ -278,3 +278,33 @@ func TestRootPoolsAndAnnotations(t *testing.T) {
 		t.Errorf("endpoint %+v", ep)
 	}
 }
+
+func TestRootHostPorts(t *testing.T) {
+	l := newLab(t, nil)
+	req := Request{Key: Key{"pod", "eth0"}, NetNS: newNS(t), PortMappings: []PortMapping{
+		{HostPort: 80, ContainerPort: 8080, Protocol: "tcp", HostIP: netip.MustParseAddr("0.0.0.0")},
+		{HostPort: 80, ContainerPort: 8080, Protocol: "udp", HostIP: netip.MustParseAddr("::ffff:192.0.2.1")},
+		{HostPort: 80, ContainerPort: 8080, Protocol: "sctp"},
+	}}
+	if _, err := l.net.Attach(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	want := "[{6 80 8080 invalid IP} {17 80 8080 192.0.2.1} {132 80 8080 invalid IP}]"
+	if got := fmt.Sprint(l.dp.eps["pod/eth0"].HostPorts); got != want {
+		t.Errorf("host ports %s, want %s", got, want)
+	}
+	for _, bad := range []PortMapping{
+		{HostPort: 0, ContainerPort: 1, Protocol: "tcp"},
+		{HostPort: 1, ContainerPort: 0, Protocol: "tcp"},
+		{HostPort: 1, ContainerPort: 1, Protocol: "TCP"},
+	} {
+		req := Request{Key: Key{"bad", "eth0"}, NetNS: req.NetNS, PortMappings: []PortMapping{bad}}
+		if _, err := l.net.Attach(t.Context(), req); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%+v: %v, want ErrInvalid", bad, err)
+		}
+	}
+	twice := Request{Key: Key{"bad", "eth0"}, NetNS: req.NetNS, PortMappings: append(req.PortMappings, req.PortMappings[0])}
+	if _, err := l.net.Attach(t.Context(), twice); !errors.Is(err, ErrInvalid) {
+		t.Errorf("the same port twice: %v, want ErrInvalid", err)
+	}
+}

@@ -40,6 +40,7 @@ func (n *Network) prepareRequest(req Request) (Request, string, error) {
 	}
 	errs = append(errs, req.applyAnnotations()...)
 	errs = append(errs, checkAddrs(req.Addrs)...)
+	req.PortMappings = plainHostIPs(req.PortMappings)
 	errs = append(errs, checkPorts(req.PortMappings)...)
 	if len(req.MAC) > 0 && (len(req.MAC) != 6 || req.MAC[0]&1 != 0 || slices.Equal(req.MAC, make([]byte, 6))) {
 		errs = append(errs, fmt.Errorf("hardware address %s is not a unicast Ethernet address", req.MAC))
@@ -149,6 +150,19 @@ func checkAddrs(addrs []netip.Addr) (errs []error) {
 		}
 	}
 	return errs
+}
+
+// plainHostIPs makes one form of what callers write in many: 0.0.0.0 and ::
+// mean every address, and so does none; ::ffff:192.0.2.1 is an IPv4 address.
+func plainHostIPs(ports []PortMapping) []PortMapping {
+	out := slices.Clone(ports)
+	for i := range out {
+		out[i].HostIP = out[i].HostIP.Unmap()
+		if out[i].HostIP.IsUnspecified() {
+			out[i].HostIP = netip.Addr{}
+		}
+	}
+	return out
 }
 
 func checkPorts(ports []PortMapping) (errs []error) {

@@ -79,7 +79,8 @@ var _ Own = (*cni.Network)(nil)
 
 // Deps are what a Chain works with.
 type Deps struct {
-	// Own may be nil: then only foreign networks can be used.
+	// Own may be nil: then foreign networks are used even if Config.Enabled is
+	// false.
 	Own Own
 	// Call does calls of our plugin in this process (api.CNICall).
 	Call func(context.Context, shim.Call) ([]byte, error)
@@ -100,6 +101,9 @@ type Chain struct {
 func New(cfg Config, deps Deps) (*Chain, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("cni chain configuration: %w", err)
+	}
+	if deps.Own == nil {
+		cfg.Enabled = true // there is no other network
 	}
 	exec := &inProcess{call: deps.Call, DefaultExec: &invoke.DefaultExec{RawExec: &invoke.RawExec{Stderr: io.Discard}}}
 	return &Chain{
