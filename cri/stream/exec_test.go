@@ -38,6 +38,14 @@ func clients() map[string]func(t *testing.T, raw string) remotecommand.Executor 
 			}
 			return e
 		},
+		"websocket": func(t *testing.T, raw string) remotecommand.Executor {
+			t.Helper()
+			e, err := remotecommand.NewWebSocketExecutor(&rest.Config{Host: raw}, http.MethodGet, raw)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return e
+		},
 	}
 }
 

@@ -135,6 +135,8 @@ type Server struct {
 	cfg Config
 	rt  Runtime
 
+	tokens tokens
+
 	// mu guards the running server.
 	mu      sync.Mutex
 	handler streaming.Server
@@ -180,7 +182,7 @@ func (s *Server) Start(ctx context.Context) error {
 	}
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	srv := &http.Server{
-		Handler:           h,
+		Handler:           front{s, h},
 		ReadHeaderTimeout: s.cfg.CreationTimeout,
 		BaseContext:       func(net.Listener) context.Context { return base },
 	}
@@ -267,7 +269,12 @@ func (s *Server) GetExec(req *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse,
 	if err != nil {
 		return nil, err
 	}
-	return h.GetExec(req)
+	resp, err := h.GetExec(req)
+	if err != nil {
+		return nil, err
+	}
+	s.tokens.add(resp.GetUrl(), ticket{exec: req})
+	return resp, nil
 }
 
 // GetAttach returns the one-time URL of an attach session.
@@ -276,7 +283,12 @@ func (s *Server) GetAttach(req *runtimeapi.AttachRequest) (*runtimeapi.AttachRes
 	if err != nil {
 		return nil, err
 	}
-	return h.GetAttach(req)
+	resp, err := h.GetAttach(req)
+	if err != nil {
+		return nil, err
+	}
+	s.tokens.add(resp.GetUrl(), ticket{att: req})
+	return resp, nil
 }
 
 // GetPortForward returns the one-time URL of a port forwarding session.
@@ -285,7 +297,12 @@ func (s *Server) GetPortForward(req *runtimeapi.PortForwardRequest) (*runtimeapi
 	if err != nil {
 		return nil, err
 	}
-	return h.GetPortForward(req)
+	resp, err := h.GetPortForward(req)
+	if err != nil {
+		return nil, err
+	}
+	s.tokens.add(resp.GetUrl(), ticket{})
+	return resp, nil
 }
 
 // sessions is the Server as the library calls it.
