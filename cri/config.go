@@ -56,6 +56,8 @@ type Handler struct {
 	Root string `yaml:"root"`
 	// Snapshotter makes root file systems; empty means containerd's configured one.
 	Snapshotter string `yaml:"snapshotter"`
+	// Sandbox is the mode of the handler's sandboxes, "pauseless" or "pause"; empty means sandbox.mode.
+	Sandbox string `yaml:"sandbox"`
 	// PodAnnotations and ContainerAnnotations are patterns of annotations passed to the OCI runtime.
 	PodAnnotations       []string `yaml:"podAnnotations"`
 	ContainerAnnotations []string `yaml:"containerAnnotations"`
@@ -99,6 +101,11 @@ func (c Config) Validate() error {
 		}
 		if h.Type == "" {
 			errs = append(errs, fmt.Errorf("handlers[%s].type: must not be empty", name))
+		}
+		if h.Sandbox != "" {
+			if err := sandbox.CheckMode(h.Sandbox); err != nil {
+				errs = append(errs, fmt.Errorf("handlers[%s].sandbox: %w", name, err))
+			}
 		}
 		if h.Path != "" && !filepath.IsAbs(h.Path) {
 			errs = append(errs, fmt.Errorf("handlers[%s].path: %q is not an absolute path", name, h.Path))

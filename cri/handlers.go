@@ -34,7 +34,7 @@ func newHandlers(cfg Config, log *slog.Logger) *handlers {
 		c = c.withShim(name, log)
 		cfg.Handlers[name] = c
 		h.known[name] = sandbox.Handler{
-			Runtime: c.runtime(cfg.CgroupDriver), Snapshotter: c.Snapshotter, Spec: c.specHandler(name),
+			Runtime: c.runtime(cfg.CgroupDriver), Snapshotter: c.Snapshotter, Spec: c.specHandler(name), Mode: c.Sandbox,
 		}
 	}
 	return h

@@ -4,10 +4,13 @@ package cri_test
 
 import (
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/nodeagent/nodeagent/cri/containerd"
 )
 
 func TestRootPodLife(t *testing.T) {
@@ -150,4 +153,28 @@ func TestRootSharedProcessNamespace(t *testing.T) {
 	if err != nil {
 		t.Fatal(st, err)
 	}
+}
+
+func TestRootPauseMode(t *testing.T) {
+	r := newRig(t)
+	pod := r.pod("paused")
+	resp, err := r.rt.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: pod, RuntimeHandler: "paused"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := r.containerd.ListContainers(t.Context(), `labels."io.cri-containerd.kind"==sandbox`)
+	if err != nil || len(list) != 1 || list[0].ID != resp.PodSandboxId || list[0].Labels["app"] != "paused" {
+		t.Fatalf("sandbox containers %v, %v", list, err)
+	}
+	if out := r.sh(resp.PodSandboxId, pod, "c", "ps"); strings.Contains(out, "podinit") {
+		t.Errorf("the process namespace is shared: %s", out)
+	}
+	// A sandbox whose process ends is not ready any more.
+	if err := r.containerd.KillProcess(t.Context(), containerd.Process{ContainerID: resp.PodSandboxId}, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually("the sandbox is not ready", func() bool {
+		st, err := r.rt.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: resp.PodSandboxId})
+		return err == nil && st.Status.State == runtimeapi.PodSandboxState_SANDBOX_NOTREADY
+	})
 }

@@ -122,7 +122,9 @@ func newRig(t testing.TB) *rig {
 	r.cfg.Sandbox.RootDir = filepath.Join(d.Dir, "lib")
 	r.cfg.Container.RootDir = filepath.Join(d.Dir, "ctr")
 	r.cfg.Image.StateDir = filepath.Join(d.Dir, "img")
-	r.cfg.Handlers["other"] = r.cfg.Handlers["runc"]
+	paused := r.cfg.Handlers["runc"]
+	paused.Sandbox = "pause"
+	r.cfg.Handlers["paused"] = paused
 	if err := os.MkdirAll(r.logs, 0o755); err != nil {
 		t.Fatal(err)
 	}

@@ -38,6 +38,22 @@ type Handler struct {
 	// Snapshotter is "" for containerd's configured one.
 	Snapshotter string
 	Spec        spec.Handler
+	// Mode is that of the handler's sandboxes; "" is the configured one.
+	Mode string
+}
+
+// sharesProcesses tells whether the pod's containers are in one process namespace of their own.
+func sharesProcesses(sb *store.Sandbox) bool {
+	return sb.NamespaceOptions().GetPid() == runtimeapi.NamespaceMode_POD
+}
+
+// hasProcess tells whether the sandbox gets a process.
+func (m *Manager) hasProcess(sb *store.Sandbox, h Handler) bool {
+	mode := h.Mode
+	if mode == "" {
+		mode = m.cfg.Mode
+	}
+	return sharesProcesses(sb) || mode == ModePause
 }
 
 // initPath is the program's name in its root.
@@ -118,9 +134,11 @@ func (b *building) startProcess(ctx context.Context) error {
 	if err := os.MkdirAll(m.pins(sb.ID), 0o700); err != nil {
 		return fmt.Errorf("make directory of namespaces: %w", err)
 	}
-	b.pidns = filepath.Join(m.pins(sb.ID), "pid")
-	if err := pinFile(fmt.Sprintf("/proc/%d/ns/pid", pid), b.pidns); err != nil {
-		return err
+	if sharesProcesses(sb) {
+		b.pidns = filepath.Join(m.pins(sb.ID), "pid")
+		if err := pinFile(fmt.Sprintf("/proc/%d/ns/pid", pid), b.pidns); err != nil {
+			return err
+		}
 	}
 	_, err = m.deps.Containerd.StartProcess(ctx, containerd.Process{ContainerID: sb.ID})
 	return err

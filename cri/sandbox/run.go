@@ -41,7 +41,8 @@ func (m *Manager) Run(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, han
 	if err := validate(cfg); err != nil {
 		return "", err
 	}
-	if _, err := m.deps.Handler(handler); err != nil {
+	h, err := m.deps.Handler(handler)
+	if err != nil {
 		return "", err
 	}
 	req := request{cfg: cfg, handler: handler}
@@ -61,20 +62,20 @@ func (m *Manager) Run(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, han
 			}
 			return "", fmt.Errorf("sandbox %s exists as %s: %w", key, s.ID, errdefs.ErrAlreadyExists)
 		}
-		return m.run(ctx, cfg, handler)
+		return m.run(ctx, req, h)
 	})
 }
 
-func (m *Manager) run(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, handler string) (string, error) {
+func (m *Manager) run(ctx context.Context, req request, h Handler) (string, error) {
 	id := store.NewID()
-	flags := wanted(cfg.GetLinux().GetSecurityContext().GetNamespaceOptions())
+	flags := wanted(req.cfg.GetLinux().GetSecurityContext().GetNamespaceOptions())
 	sb := &store.Sandbox{
-		ID: id, Handler: handler, State: store.SandboxCreating, CreatedAt: time.Now().UnixNano(),
+		ID: id, Handler: req.handler, State: store.SandboxCreating, CreatedAt: time.Now().UnixNano(),
 		Namespaces: paths(m.pins(id), flags),
 		NetworkUp:  flags&unix.CLONE_NEWNET != 0,
 	}
-	sb.Config.M = cfg
-	sb.Process = sb.NamespaceOptions().GetPid() == runtimeapi.NamespaceMode_POD
+	sb.Config.M = req.cfg
+	sb.Process = m.hasProcess(sb, h)
 	if _, err := networkRequest(sb); err != nil {
 		return "", err
 	}

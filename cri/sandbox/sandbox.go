@@ -21,6 +21,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/nodeagent/nodeagent/cri/containerd"
@@ -35,6 +36,8 @@ type Config struct {
 	StateDir string `yaml:"stateDir"`
 	// RootDir holds the root of sandbox processes; programs must be allowed to run there.
 	RootDir string `yaml:"rootDir"`
+	// Mode says which pods have a process of their own: see ModePauseless and ModePause.
+	Mode string `yaml:"mode"`
 	// ShmSize is the size of a pod's /dev/shm in bytes.
 	ShmSize int64 `yaml:"shmSize"`
 	// Sysctls are set in every pod network that is not the host's, before the pod's own.
@@ -43,12 +46,22 @@ type Config struct {
 	CallTimeout time.Duration `yaml:"callTimeout"`
 }
 
+// Modes of sandboxes.
+const (
+	// ModePauseless gives a process only to pods that share their process namespace.
+	ModePauseless = "pauseless"
+	// ModePause gives one to every pod, for tools that look for a container that
+	// stands for the pod: the kubelet's cAdvisor reads a pod's network there.
+	ModePause = "pause"
+)
+
 // Default returns the configuration in which unprivileged pods may bind any
 // port and send pings, as under other runtimes.
 func Default() Config {
 	return Config{
 		StateDir: "/run/nodeagent",
 		RootDir:  "/var/lib/nodeagent",
+		Mode:     ModePauseless,
 		ShmSize:  64 << 20,
 		Sysctls: map[string]string{
 			"net.ipv4.ip_unprivileged_port_start": "0",
@@ -66,6 +79,9 @@ func (c Config) Validate() error {
 			errs = append(errs, fmt.Errorf("%s: %q is not an absolute path", d.name, d.path))
 		}
 	}
+	if err := CheckMode(c.Mode); err != nil {
+		errs = append(errs, fmt.Errorf("mode: %w", err))
+	}
 	if c.ShmSize <= 0 {
 		errs = append(errs, fmt.Errorf("shmSize: %d is not positive", c.ShmSize))
 	}
@@ -78,6 +94,14 @@ func (c Config) Validate() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// CheckMode refuses what is not a mode.
+func CheckMode(mode string) error {
+	if mode != ModePauseless && mode != ModePause {
+		return fmt.Errorf("%q is neither %s nor %s: %w", mode, ModePauseless, ModePause, errdefs.ErrInvalidArgument)
+	}
+	return nil
 }
 
 // Containers are the sandbox's containers as far as the sandbox ends them.
