@@ -15,6 +15,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types/create"
 
 	"github.com/nodeagent/nodeagent/cni"
+	"github.com/nodeagent/nodeagent/cni/ipam"
 	"github.com/nodeagent/nodeagent/cni/shim"
 )
 
@@ -47,13 +48,21 @@ type runtimeConfig struct {
 	Bandwidth   cni.Bandwidth     `json:"bandwidth"`
 	IPs         []string          `json:"ips"`
 	MAC         string            `json:"mac"`
-	IPRanges    json.RawMessage   `json:"ipRanges"`
+	IPRanges    [][]ipRange       `json:"ipRanges"`
 	Annotations map[string]string `json:"io.kubernetes.cri.pod-annotations"`
 	DNS         *struct {
 		Servers  []string `json:"servers"`
 		Searches []string `json:"searches"`
 		Options  []string `json:"options"`
 	} `json:"dns"`
+}
+
+// ipRange is one element of the capability ipRanges. A gateway in it has no
+// meaning here: that of every pod is link-local.
+type ipRange struct {
+	Subnet     netip.Prefix `json:"subnet"`
+	RangeStart netip.Addr   `json:"rangeStart"`
+	RangeEnd   netip.Addr   `json:"rangeEnd"`
 }
 
 // cniArgs are the keys of CNI_ARGS that are understood.
@@ -73,12 +82,6 @@ func (c cniCall) key() cni.Key { return cni.Key{ContainerID: c.ContainerID, IfNa
 // request reads everything that a call of ADD may say. It reports all faults at once.
 func (c cniCall) request() (cni.Request, error) {
 	rc := c.conf.RuntimeConfig
-	if len(rc.IPRanges) > 0 && string(rc.IPRanges) != "null" {
-		return cni.Request{}, &shim.Error{
-			Code: shim.CodeUnsupported,
-			Msg:  fmt.Sprintf("runtimeConfig.ipRanges=%s is not supported: addresses come from the node's pools", rc.IPRanges),
-		}
-	}
 	var args cniArgs
 	if err := types.LoadArgs(c.Args, &args); err != nil {
 		return cni.Request{}, &shim.Error{Code: shim.CodeEnvironment, Msg: "CNI_ARGS cannot be read", Details: err.Error()}
@@ -97,6 +100,8 @@ func (c cniCall) request() (cni.Request, error) {
 	req.MAC, err = parseMAC(rc.MAC, c.conf.Args.CNI.MAC, string(args.MAC))
 	errs = append(errs, err)
 	req.PortMappings, err = c.portMappings()
+	errs = append(errs, err)
+	req.Ranges, err = parseRanges(rc.IPRanges)
 	errs = append(errs, err)
 	if err := errors.Join(errs...); err != nil {
 		return cni.Request{}, &shim.Error{Code: shim.CodeConfig, Msg: "the request is malformed", Details: err.Error()}
@@ -123,6 +128,33 @@ func (c cniCall) portMappings() (out []cni.PortMapping, err error) {
 		if m.HostPort != 0 { // 0 means that the port is not mapped
 			out = append(out, pm)
 		}
+	}
+	return out, errors.Join(errs...)
+}
+
+// parseRanges reads ranges: a subnet, or a part of it.
+func parseRanges(sets [][]ipRange) (out [][]ipam.Stretch, err error) {
+	var errs []error
+	for i, set := range sets {
+		var list []ipam.Stretch
+		for j, r := range set {
+			if !r.Subnet.IsValid() {
+				errs = append(errs, fmt.Errorf("ipRanges[%d][%d].subnet: must be a CIDR", i, j))
+				continue
+			}
+			s := ipam.StretchOf(r.Subnet)
+			if r.RangeStart.IsValid() {
+				s.First = r.RangeStart
+			}
+			if r.RangeEnd.IsValid() {
+				s.Last = r.RangeEnd
+			}
+			if !r.Subnet.Contains(s.First) || !r.Subnet.Contains(s.Last) {
+				errs = append(errs, fmt.Errorf("ipRanges[%d][%d]: %s to %s is not in %s", i, j, s.First, s.Last, r.Subnet))
+			}
+			list = append(list, s)
+		}
+		out = append(out, list)
 	}
 	return out, errors.Join(errs...)
 }

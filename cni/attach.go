@@ -147,7 +147,7 @@ func (n *Network) attachSteps(rec *record, pool string, ns *netns.NS) []step {
 
 // reserve records the intent and the leases in one transaction.
 func (n *Network) reserve(rec *record, pool string) error {
-	want := ipam.Request{Owner: rec.Request.String(), Pool: pool, Want: rec.Request.Addrs}
+	want := ipam.Request{Owner: rec.Request.String(), Pool: pool, Want: rec.Request.Addrs, Within: rec.Request.Ranges}
 	_, err := n.book.Acquire(want, func(tx *bbolt.Tx, leases []ipam.Lease) error {
 		rec.Result.Addrs, rec.Result.Gateways = nil, nil
 		for _, l := range leases {

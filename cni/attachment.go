@@ -86,6 +86,9 @@ type Request struct {
 	// Addrs asks for these addresses, at most one per family; a family of the
 	// pool that is not among them is allocated.
 	Addrs []netip.Addr `json:"addrs,omitempty"`
+	// Ranges has, per address, the stretches to choose it from (the capability
+	// ipRanges of CNI); they must lie in pools of the node.
+	Ranges [][]ipam.Stretch `json:"ranges,omitempty"`
 	// MAC asks for this hardware address inside the pod; nil means: choose one.
 	MAC net.HardwareAddr `json:"mac,omitempty"`
 	// DNS and CgroupPath are passed to the plugins of foreign networks that

@@ -40,6 +40,7 @@ func (n *Network) prepareRequest(req Request) (Request, string, error) {
 	}
 	errs = append(errs, req.applyAnnotations()...)
 	errs = append(errs, checkAddrs(req.Addrs)...)
+	errs = append(errs, checkRanges(req.Ranges)...)
 	req.PortMappings = plainHostIPs(req.PortMappings)
 	errs = append(errs, checkPorts(req.PortMappings)...)
 	if len(req.MAC) > 0 && (len(req.MAC) != 6 || req.MAC[0]&1 != 0 || slices.Equal(req.MAC, make([]byte, 6))) {
@@ -147,6 +148,21 @@ func checkAddrs(addrs []netip.Addr) (errs []error) {
 	for _, a := range addrs {
 		if !a.IsValid() || a.Is4In6() || a.Zone() != "" {
 			errs = append(errs, fmt.Errorf("address %q is not a plain IPv4 or IPv6 address", a))
+		}
+	}
+	return errs
+}
+
+func checkRanges(ranges [][]ipam.Stretch) (errs []error) {
+	for i, list := range ranges {
+		if len(list) == 0 {
+			errs = append(errs, fmt.Errorf("range %d is empty", i))
+		}
+		for _, s := range list {
+			errs = append(errs, checkAddrs([]netip.Addr{s.First, s.Last})...)
+			if s.First.BitLen() != list[0].First.BitLen() || s.First.BitLen() != s.Last.BitLen() || s.Last.Less(s.First) {
+				errs = append(errs, fmt.Errorf("range %d: %s to %s is no range of one family", i, s.First, s.Last))
+			}
 		}
 	}
 	return errs

@@ -340,7 +340,9 @@ func TestRootBadInput(t *testing.T) {
 		{"foreign ips", env("ADD", "pod", ns), n.conf("1.1.0", `,"runtimeConfig":{"ips":["8.8.8.8/24"]}`), shim.CodeConfig, "8.8.8.8"},
 		{"bad mac", env("ADD", "pod", ns), n.conf("1.1.0", `,"runtimeConfig":{"mac":"01:00:00:00:00:01"}`), shim.CodeConfig, "unicast"},
 		{"bad protocol", env("ADD", "pod", ns), n.conf("1.1.0", `,"runtimeConfig":{"portMappings":[{"hostPort":1,"containerPort":1,"protocol":"icmp"}]}`), shim.CodeConfig, "icmp"},
-		{"ipRanges", env("ADD", "pod", ns), n.conf("1.1.0", `,"runtimeConfig":{"ipRanges":[[{"subnet":"10.0.0.0/8"}]]}`), shim.CodeUnsupported, "ipRanges"},
+		{"foreign ipRanges", env("ADD", "pod", ns), n.conf("1.1.0", `,"runtimeConfig":{"ipRanges":[[{"subnet":"172.16.0.0/12"}]]}`), shim.CodeConfig, "no pool"},
+		{"ipRanges without subnet", env("ADD", "pod", ns), n.conf("1.1.0", `,"runtimeConfig":{"ipRanges":[[{}]]}`), shim.CodeConfig, "ipRanges[0][0].subnet"},
+		{"ipRanges beyond the subnet", env("ADD", "pod", ns), n.conf("1.1.0", `,"runtimeConfig":{"ipRanges":[[{"subnet":"10.88.1.0/24","rangeEnd":"10.88.2.1"}]]}`), shim.CodeConfig, "10.88.2.1"},
 		{"bad prevResult", env("ADD", "pod", ns), n.conf("1.1.0", `,"prevResult":{"cniVersion":"1.1.0","ips":"x"}`), shim.CodeDecode, "prevResult"},
 		{"CHECK without prevResult", env("CHECK", "pod", ns), good, shim.CodeConfig, "prevResult"},
 		{"CHECK of nothing", env("CHECK", "pod", ns), n.conf("1.1.0", `,"prevResult":{"cniVersion":"1.1.0"}`), shim.CodeUnknown, ""},
@@ -358,6 +360,38 @@ func TestRootBadInput(t *testing.T) {
 				t.Errorf("left: %v, %v", n.net.Leases(), interfaces(t, ns))
 			}
 		})
+	}
+}
+
+// TestRootCapabilities: what a runtime may ask for beside an interface.
+func TestRootCapabilities(t *testing.T) {
+	n := newNode(t)
+	add := func(id, extra string) string {
+		t.Helper()
+		out, e := n.call(env("ADD", id, n.newNS(id)), n.conf("1.1.0", extra))
+		if e != nil {
+			t.Fatal(e)
+		}
+		var b bytes.Buffer
+		if err := json.Compact(&b, out); err != nil {
+			t.Fatal(err)
+		}
+		return b.String()
+	}
+	for _, tc := range []struct{ extra, want string }{
+		{`,"runtimeConfig":{"ips":["10.88.3.3/16","fd88::33"]}`, `"address":"10.88.3.3/32"`},
+		{`,"args":{"cni":{"ips":["10.88.3.4"]}}`, `"address":"10.88.3.4/32"`},
+		{`,"runtimeConfig":{"ips":["10.88.3.5"]},"args":{"cni":{"ips":["10.88.3.6"]}}`, `"address":"10.88.3.5/32"`},
+		{`,"runtimeConfig":{"ipRanges":[[{"subnet":"10.88.4.0/24","rangeStart":"10.88.4.9"}]]}`, `"address":"10.88.4.9/32"`},
+		{`,"runtimeConfig":{"ipRanges":[[{"subnet":"172.16.0.0/12"},{"subnet":"10.88.4.0/28"}],[{"subnet":"fd88::50/124"}]]}`, `"address":"fd88::50/128"`},
+		{`,"runtimeConfig":{"mac":"0a:00:00:00:00:03"}`, `"mac":"0a:00:00:00:00:03"`},
+		{`,"runtimeConfig":{"dns":{"servers":["10.96.0.10"],"searches":["svc"],"options":["ndots:5"]}}`, `"dns":{"nameservers":["10.96.0.10"],"options":["ndots:5"],"search":["svc"]}`},
+		{`,"dns":{"nameservers":["9.9.9.9"]}`, `"dns":{"nameservers":["9.9.9.9"]}`},
+		{`,"prevResult":{"cniVersion":"1.1.0","interfaces":[{"name":"first0"}],"ips":[{"interface":0,"address":"1.2.3.4/24"}]}`, `"ips":[{"address":"1.2.3.4/24","interface":0},{"address":"10.88.0.5/32","gateway":"169.254.1.1","interface":2}`},
+	} {
+		if got := add(fmt.Sprintf("pod-%d", len(n.net.List())), tc.extra); !strings.Contains(got, tc.want) {
+			t.Errorf("%s: %s does not have %s", tc.extra, got, tc.want)
+		}
 	}
 }
 

@@ -66,7 +66,7 @@ func Render(c Config, socket, queue string) ([]byte, error) {
 	own := map[string]any{
 		"type": Plugin, "socket": socket, "queue": queue,
 		"capabilities": map[string]bool{
-			"portMappings": true, "bandwidth": true, "ips": true, "mac": true, "dns": true,
+			"portMappings": true, "bandwidth": true, "ips": true, "ipRanges": true, "mac": true, "dns": true,
 			"io.kubernetes.cri.pod-annotations": true,
 		},
 	}

@@ -11,6 +11,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -82,6 +83,15 @@ type Request struct {
 	// Want are addresses to have exactly, at most one per family, from any
 	// pool. A family that the pool has and Want lacks is allocated.
 	Want []netip.Addr
+	// Within has, per address, the stretches to choose it from, in any pool, at
+	// most one list per family. Families of Want are not chosen again.
+	Within [][]Stretch
+}
+
+// Stretch is a run of addresses, both ends included.
+type Stretch struct {
+	First netip.Addr `json:"first"`
+	Last  netip.Addr `json:"last"`
 }
 
 // Allocator is the pure allocator. It is not safe for concurrent use.
@@ -242,6 +252,12 @@ func (a *Allocator) pickFamily(now time.Time, req Request, pool string, family i
 		l.Pool, err = a.checkStatic(l.Addr)
 		return l, err == nil, err
 	}
+	for _, list := range req.Within {
+		if len(list) > 0 && familyOf(list[0].First) == family {
+			l.Addr, l.Pool, err = a.pickWithin(now, list)
+			return l, err == nil, err
+		}
+	}
 	exhausted := ExhaustedError{Pool: pool, Family: family}
 	for _, r := range a.pools[pool] {
 		if familyOf(r.first) != family {
@@ -256,6 +272,27 @@ func (a *Allocator) pickFamily(now time.Time, req Request, pool string, family i
 		return l, false, nil
 	}
 	return l, false, &exhausted
+}
+
+// pickWithin chooses the first address of some stretches that is free and does
+// not rest.
+func (a *Allocator) pickWithin(now time.Time, list []Stretch) (netip.Addr, string, error) {
+	known := false
+	for _, s := range list {
+		for _, pool := range slices.Sorted(maps.Keys(a.pools)) {
+			for _, r := range a.pools[pool] {
+				addr, overlaps, ok := r.pickIn(s, now, a.quarantine)
+				if ok {
+					return addr, pool, nil
+				}
+				known = known || overlaps
+			}
+		}
+	}
+	if !known {
+		return netip.Addr{}, "", fmt.Errorf("%w: %s to %s is in no pool of this node", ErrInvalid, list[0].First, list[0].Last)
+	}
+	return netip.Addr{}, "", fmt.Errorf("%w: none is free from %s to %s", ErrExhausted, list[0].First, list[0].Last)
 }
 
 func (e *ExhaustedError) add(r *addrRange, now time.Time, quarantine time.Duration) {

@@ -224,6 +224,38 @@ func TestStaticAddresses(t *testing.T) {
 	}
 }
 
+func TestStretches(t *testing.T) {
+	a := allocator(t, "10.0.0.0/24", "fd00::/64")
+	stretch := func(first, last string) []ipam.Stretch {
+		return []ipam.Stretch{{First: netip.MustParseAddr(first), Last: netip.MustParseAddr(last)}}
+	}
+	for i, tc := range []struct {
+		list []ipam.Stretch
+		want string
+		err  error
+	}{
+		{stretch("10.0.0.0", "10.0.0.2"), "10.0.0.2 fd00::2", nil},
+		{stretch("10.0.0.0", "10.0.0.2"), "", ipam.ErrExhausted},
+		{stretch("10.0.0.254", "10.0.9.9"), "10.0.0.254 fd00::3", nil},
+		{stretch("10.1.0.0", "10.1.0.9"), "", ipam.ErrInvalid},
+		{append(stretch("10.0.0.2", "10.0.0.2"), stretch("10.0.0.9", "10.0.0.9")...), "10.0.0.9 fd00::4", nil},
+		{stretch("fd00::9", "fd00::9"), "10.0.0.3 fd00::9", nil},
+	} {
+		got, err := a.Allocate(start, ipam.Request{Owner: fmt.Sprint(i), Within: [][]ipam.Stretch{tc.list}})
+		if !errors.Is(err, tc.err) || err == nil && addrs(got) != tc.want {
+			t.Errorf("%d: %s, %v, want %s, %v", i, addrs(got), err, tc.want, tc.err)
+		}
+	}
+	a.Release(start, "0")
+	again := ipam.Request{Owner: "again", Within: [][]ipam.Stretch{stretch("10.0.0.2", "10.0.0.2")}}
+	if _, err := a.Allocate(start, again); !errors.Is(err, ipam.ErrExhausted) {
+		t.Errorf("an address that rests: %v, want ErrExhausted", err)
+	}
+	if got, err := a.Allocate(start.Add(quarantine), again); err != nil {
+		t.Errorf("after its rest: %s, %v", addrs(got), err)
+	}
+}
+
 func TestRangesComeAndGo(t *testing.T) {
 	a := allocator(t, "10.0.0.0/24")
 	if _, err := a.Allocate(start, ipam.Request{Owner: "a"}); err != nil {

@@ -78,6 +78,11 @@ func lastAddr(p netip.Prefix) netip.Addr {
 	return a
 }
 
+// StretchOf returns all addresses of a CIDR.
+func StretchOf(p netip.Prefix) Stretch {
+	return Stretch{First: p.Masked().Addr(), Last: lastAddr(p)}
+}
+
 // contains says if pods may have a.
 func (r *addrRange) contains(a netip.Addr) bool {
 	return a.BitLen() == r.first.BitLen() && r.first.Compare(a) <= 0 && a.Compare(r.last) <= 0
@@ -111,6 +116,29 @@ func (r *addrRange) pick(now time.Time, quarantine time.Duration) (netip.Addr, b
 		return a, true
 	}
 	return r.fresh()
+}
+
+// pickIn returns the first address of a stretch that is free and does not rest;
+// overlaps says if the range has any address of the stretch at all.
+func (r *addrRange) pickIn(s Stretch, now time.Time, quarantine time.Duration) (_ netip.Addr, overlaps, ok bool) {
+	first, last := s.First, s.Last
+	if first.BitLen() != r.first.BitLen() || last.BitLen() != r.first.BitLen() {
+		return netip.Addr{}, false, false
+	}
+	if first.Compare(r.first) < 0 {
+		first = r.first
+	}
+	if last.Compare(r.last) > 0 {
+		last = r.last
+	}
+	for a := first; a.IsValid() && a.Compare(last) <= 0; a = a.Next() {
+		overlaps = true
+		_, used := r.used[a]
+		if at, free := r.free[a]; !used && (!free || !now.Before(at.Add(quarantine))) {
+			return a, true, true
+		}
+	}
+	return netip.Addr{}, overlaps, false
 }
 
 // fresh moves the cursor to the next address that was never used.
