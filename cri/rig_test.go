@@ -151,12 +151,19 @@ func (r *rig) start() {
 	if err := r.server.Start(r.t.Context()); err != nil {
 		r.t.Fatal(err)
 	}
+	r.dial()
+	r.eventually("the CRI serves", r.server.Ready)
+}
+
+// dial connects to whoever serves.
+func (r *rig) dial() {
+	r.t.Helper()
+	var err error
 	r.conn, err = grpc.NewClient("unix:"+r.cfg.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	r.rt, r.img = runtimeapi.NewRuntimeServiceClient(r.conn), runtimeapi.NewImageServiceClient(r.conn)
-	r.eventually("the CRI serves", r.server.Ready)
 }
 
 // stop ends the server as a shutdown does.

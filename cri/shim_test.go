@@ -1,0 +1,356 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cri_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/nodeagent/nodeagent/cri"
+	"github.com/nodeagent/nodeagent/cri/containerd"
+	"github.com/nodeagent/nodeagent/cri/containerd/containerdtest"
+	"github.com/nodeagent/nodeagent/cri/shim"
+	"github.com/nodeagent/nodeagent/cri/shim/link"
+)
+
+// newShimRig is a rig whose pods have nodeagent's own shim, built from this tree.
+func newShimRig(t *testing.T) *rig {
+	t.Helper()
+	containerdtest.NeedRoot(t)
+	path := filepath.Join(t.TempDir(), shim.Program)
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", path, "../cmd/nodeagent-shim")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build the shim: %v: %s", err, out)
+	}
+	t.Setenv("PATH", filepath.Dir(path)+":"+os.Getenv("PATH"))
+	return newRig(t)
+}
+
+// counter writes numbered lines as fast as it can, for ever.
+const counter = "exec seq 1 1000000000"
+
+// lines reads the log files of a counter in their order and fails unless the numbers follow each other; it returns the last.
+func (r *rig) lines(files ...string) int {
+	r.t.Helper()
+	n := 0
+	for _, file := range files {
+		f, err := os.Open(file)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		in := bufio.NewScanner(f)
+		for in.Scan() {
+			parts := bytes.SplitN(in.Bytes(), []byte(" "), 4)
+			if len(parts) != 4 || string(parts[1]) != "stdout" {
+				r.t.Fatalf("%s: malformed line %q", file, in.Text())
+			}
+			if string(parts[2]) == "P" {
+				continue // the line that the kill cut
+			}
+			if got := string(parts[3]); got != strconv.Itoa(n+1) {
+				r.t.Fatalf("%s: line %s after %d", file, got, n)
+			}
+			n++
+		}
+		if err := f.Close(); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	return n
+}
+
+// grows waits until a log has grown by some lines' worth.
+func (r *rig) grows(file string) {
+	r.t.Helper()
+	size := func() int64 {
+		info, err := os.Stat(file)
+		if err != nil {
+			return 0
+		}
+		return info.Size()
+	}
+	before := size()
+	r.eventually("the log grows", func() bool { return size() > before+200<<10 })
+}
+
+// processes are those whose command line has all of the words.
+func processes(t *testing.T, words ...string) []int {
+	t.Helper()
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []int
+	for _, file := range files {
+		line, err := os.ReadFile(file)
+		if err != nil || slices.ContainsFunc(words, func(w string) bool { return !bytes.Contains(line, []byte(w)) }) {
+			continue
+		}
+		pid, err := strconv.Atoi(strings.Split(file, "/")[2])
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, pid)
+	}
+	return out
+}
+
+// TestRootShimSurvivesItsDaemons kills nodeagent and containerd while a container writes as fast as it can.
+func TestRootShimSurvivesItsDaemons(t *testing.T) {
+	r := newShimRig(t)
+	pod := r.pod("loud")
+	sb := r.runPod(pod)
+	r.stop()
+	child := r.startDaemon()
+	id := r.run(sb, pod, r.shell("count", counter))
+	log := filepath.Join(r.logs, "count.log")
+	r.grows(log)
+	if err := child.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = child.Wait() // killed
+	if err := r.conn.Close(); err != nil {
+		t.Error(err)
+	}
+	r.grows(log)
+	for _, pid := range processes(t, "containerd\x00", r.daemon.Dir) {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.grows(log)
+	r.start()
+	r.eventually("containerd is back", func() bool { return r.containerd.Check(t.Context()) == nil })
+	if st := r.status(id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("container after both were killed: %v", st)
+	}
+	r.grows(log)
+	if _, err := r.rt.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id}); err != nil {
+		t.Fatal(err)
+	}
+	if st := r.exited(id); st.ExitCode != 137 {
+		t.Errorf("exit code %d", st.ExitCode)
+	}
+	t.Logf("%d lines", r.lines(log))
+}
+
+// TestRootShimRotates reopens the log while a container writes as fast as it can.
+func TestRootShimRotates(t *testing.T) {
+	r := newShimRig(t)
+	pod := r.pod("loud")
+	sb := r.runPod(pod)
+	id := r.run(sb, pod, r.shell("count", counter))
+	log := filepath.Join(r.logs, "count.log")
+	var files []string
+	for i := range 10 {
+		r.grows(log)
+		old := fmt.Sprintf("%s.%d", log, i)
+		if err := os.Rename(log, old); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.rt.ReopenContainerLog(t.Context(), &runtimeapi.ReopenContainerLogRequest{ContainerId: id}); err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, old)
+	}
+	r.grows(log)
+	if _, err := r.rt.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id}); err != nil {
+		t.Fatal(err)
+	}
+	r.exited(id)
+	t.Logf("%d lines in %d files", r.lines(append(files, log)...), len(files)+1)
+	if _, err := r.rt.ReopenContainerLog(t.Context(), &runtimeapi.ReopenContainerLogRequest{ContainerId: id}); err == nil {
+		t.Error("reopened the log of a container that has ended")
+	}
+}
+
+// TestRootShimDiesAlone kills one pod's shim.
+func TestRootShimDiesAlone(t *testing.T) {
+	r := newShimRig(t)
+	ids := map[string]string{}
+	for _, name := range []string{"one", "two"} {
+		pod := r.pod(name)
+		ids[name] = r.run(r.runPod(pod), pod, r.shell("c-"+name, "sleep 1000"))
+	}
+	victim := parent(t, r.pid(ids["one"]))
+	if other := parent(t, r.pid(ids["two"])); other == victim {
+		t.Fatal("two pods share a shim")
+	}
+	if err := unix.Kill(victim, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if st := r.exited(ids["one"]); st.ExitCode != 137 && st.ExitCode != 255 {
+		t.Errorf("a container without its shim: %v", st)
+	}
+	if st := r.status(ids["two"]); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("another pod's container: %v", st)
+	}
+	resp, err := r.rt.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: ids["two"], Cmd: []string{"echo", "hi"}, Timeout: 20})
+	if err != nil || string(resp.GetStdout()) != "hi\n" {
+		t.Errorf("exec in another pod: %v, %v", resp, err)
+	}
+}
+
+// parent is the parent of a process: a container's is its shim.
+func parent(t *testing.T, pid string) int {
+	t.Helper()
+	stat, err := os.ReadFile("/proc/" + pid + "/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	n, err := strconv.Atoi(fields[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// TestRootShimAttach speaks to containers over the pod's socket, with pipes and with a terminal.
+func TestRootShimAttach(t *testing.T) {
+	r := newShimRig(t)
+	pod := r.pod("talk")
+	sb := r.runPod(pod)
+	for _, tty := range []bool{false, true} {
+		name := fmt.Sprintf("cat-%v", tty)
+		cfg := r.shell(name, "echo ready; cat; echo done >&2")
+		cfg.Stdin, cfg.StdinOnce, cfg.Tty = true, true, tty
+		id := r.run(sb, pod, cfg)
+		r.eventually("the container is ready", func() bool { return strings.Contains(r.output(name), "ready") })
+		all := r.converse(sb, id, tty)
+		r.exited(id)
+		if !strings.Contains(all, "hello") || !strings.Contains(all, "done") {
+			t.Errorf("tty %v: attached to %q", tty, all)
+		}
+		if got := r.output(name); !strings.Contains(got, "hello") || !strings.Contains(got, "done") {
+			t.Errorf("tty %v: log %q", tty, got)
+		}
+	}
+}
+
+// converse attaches, says hello, ends the input and returns what came back on both streams.
+func (r *rig) converse(sandbox, id string, tty bool) string {
+	r.t.Helper()
+	conn, err := link.Dial(r.t.Context(), filepath.Join(r.daemon.Dir, "na/sandboxes", sandbox))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	if err := link.WriteLine(conn, link.Request{Op: link.OpAttach, Container: id, Stdin: true, Stdout: true, Stderr: true}); err != nil {
+		r.t.Fatal(err)
+	}
+	in := bufio.NewReader(conn)
+	var answer link.Response
+	if err := link.ReadLine(in, &answer); err != nil || answer.Error != "" {
+		r.t.Fatalf("answer %+v, %v", answer, err)
+	}
+	end := []byte(nil)
+	if tty {
+		end = []byte{4} // the terminal's end of file
+	}
+	for _, p := range [][]byte{[]byte("hello\n"), end} {
+		if err := link.WriteFrame(conn, link.Stdin, p); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	var all strings.Builder
+	for {
+		_, p, err := link.ReadFrame(in, nil)
+		if err != nil {
+			return all.String()
+		}
+		all.Write(p)
+	}
+}
+
+// TestRootShimOOM has the kernel kill a container.
+func TestRootShimOOM(t *testing.T) {
+	r := newShimRig(t)
+	pod := r.pod("greedy")
+	cfg := r.shell("eat", "tail /dev/zero")
+	cfg.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 16 << 20}
+	id := r.run(r.runPod(pod), pod, cfg)
+	if st := r.exited(id); st.Reason != "OOMKilled" || st.ExitCode != 137 {
+		t.Errorf("status %v", st)
+	}
+}
+
+// daemonConfig is what the child process of startDaemon runs with.
+type daemonConfig struct {
+	CRI        cri.Config
+	Containerd containerd.Config
+	DB         string
+}
+
+const daemonEnv = "NODEAGENT_TEST_DAEMON"
+
+// startDaemon serves the CRI in a process of its own, so that it can be killed.
+func (r *rig) startDaemon() *exec.Cmd {
+	r.t.Helper()
+	raw, err := json.Marshal(daemonConfig{CRI: r.cfg, Containerd: r.daemon.Config, DB: filepath.Join(r.daemon.Dir, "state.db")})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	child := exec.CommandContext(r.t.Context(), os.Args[0], "-test.run=^TestDaemonProcess$", "-test.timeout=5m")
+	child.Env = append(os.Environ(), daemonEnv+"="+string(raw))
+	child.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
+	child.Stderr = os.Stderr
+	if err := child.Start(); err != nil {
+		r.t.Fatal(err)
+	}
+	r.dial()
+	r.eventually("the CRI serves in another process", func() bool {
+		s, err := r.rt.Status(r.t.Context(), &runtimeapi.StatusRequest{})
+		return err == nil && s != nil
+	})
+	return child
+}
+
+// TestDaemonProcess is the child of startDaemon and nothing otherwise.
+func TestDaemonProcess(t *testing.T) {
+	raw := os.Getenv(daemonEnv)
+	if raw == "" {
+		return
+	}
+	var cfg daemonConfig
+	if err := json.Unmarshal([]byte(raw), &cfg); err != nil {
+		t.Fatal(err)
+	}
+	db, err := bbolt.Open(cfg.DB, 0o600, &bbolt.Options{NoSync: true, Timeout: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := containerd.New(cfg.Containerd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := context.Background()
+	if err := c.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	s, err := cri.New(ctx, cfg.CRI, cri.Deps{DB: db, Containerd: c, Network: newNetwork(), Log: containerdtest.Log(t), Version: "0.1.0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	<-t.Context().Done() // it is killed before
+}
