@@ -99,7 +99,7 @@ func TestModify(t *testing.T) {
 	c.claim("mine", "1Gi", "me")
 	pv := c.bound("mine")
 	c.fake.FailNext("modify", status.Error(codes.Unavailable, "busy"))
-	c.patchClaim(`{"spec":{"volumeAttributesClassName":"`+c.ns+`-gold"}}`)
+	c.patchClaim(`{"spec":{"volumeAttributesClassName":"` + c.ns + `-gold"}}`)
 	c.await("modified", func() bool {
 		claim := c.getClaim("mine")
 		return deref(claim.Status.CurrentVolumeAttributesClassName, "") == c.ns+"-gold" && claim.Status.ModifyVolumeStatus == nil &&
@@ -111,7 +111,7 @@ func TestModify(t *testing.T) {
 	if got := deref(c.mine()[0].Spec.VolumeAttributesClassName, ""); got != c.ns+"-gold" {
 		t.Errorf("volume has class %q", got)
 	}
-	c.patchClaim(`{"spec":{"volumeAttributesClassName":"`+c.ns+`-foreign"}}`)
+	c.patchClaim(`{"spec":{"volumeAttributesClassName":"` + c.ns + `-foreign"}}`)
 	c.await("pending", func() bool {
 		s := c.getClaim("mine").Status
 		return s.ModifyVolumeStatus != nil && s.ModifyVolumeStatus.Status == corev1.PersistentVolumeClaimModifyVolumePending &&
