@@ -72,8 +72,8 @@ bench: build ## run the benchmarks
 	go test -run '^$$' -bench . ./tests/bench/...
 
 .PHONY: package
-package: build ## make the deb and the OCI image archive
-	packaging/package.sh
+package: build ## make the deb, the OCI image archive, the Helm chart and the manifests in dist/
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) go run ./packaging/build --version $(VERSION) --bin bin --out dist
 
 .PHONY: clean
 clean: ## remove what make made in the tree (the cache stays)

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package storage
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"strings"
+	"testing"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/yaml"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/nodeagent/nodeagent/dataplane"
+	"github.com/nodeagent/nodeagent/dataplane/service"
+	"github.com/nodeagent/nodeagent/kube"
+	"github.com/nodeagent/nodeagent/kube/kubetest"
+	"github.com/nodeagent/nodeagent/packaging"
+	"github.com/nodeagent/nodeagent/packaging/render"
+)
+
+// resources of the kinds in the chart, and whether they have a namespace.
+var resources = map[string]struct {
+	name       string
+	namespaced bool
+}{
+	"ConfigMap": {"configmaps", true}, "ServiceAccount": {"serviceaccounts", true}, "DaemonSet": {"daemonsets", true},
+	"ClusterRole": {"clusterroles", false}, "ClusterRoleBinding": {"clusterrolebindings", false},
+	"Role": {"roles", true}, "RoleBinding": {"rolebindings", true},
+	"CSIDriver": {"csidrivers", false}, "StorageClass": {"storageclasses", false},
+	"ValidatingAdmissionPolicy":        {"validatingadmissionpolicies", false},
+	"ValidatingAdmissionPolicyBinding": {"validatingadmissionpolicybindings", false},
+}
+
+// applyChart applies the chart at the server, each field strictly, and returns
+// how many objects there were.
+func (c *cluster) applyChart(release render.Release, values map[string]any, dryRun bool) int {
+	c.t.Helper()
+	path, err := c.server.Kubeconfig("chart", kubetest.AdminToken, "")
+	c.must(err)
+	cfg, err := clientcmd.BuildConfigFromFlags("", path)
+	c.must(err)
+	client, err := dynamic.NewForConfig(cfg)
+	c.must(err)
+	chart, err := packaging.Chart()
+	c.must(err)
+	data, err := render.Manifests(chart, release, values)
+	c.must(err)
+	opts := metav1.PatchOptions{FieldManager: "test", Force: new(true), FieldValidation: metav1.FieldValidationStrict}
+	if dryRun {
+		opts.DryRun = []string{metav1.DryRunAll}
+	}
+	n := 0
+	for dec := yaml.NewYAMLToJSONDecoder(bytes.NewReader(data)); ; n++ {
+		var obj unstructured.Unstructured
+		if err := dec.Decode(&obj); errors.Is(err, io.EOF) {
+			return n
+		} else if err != nil {
+			c.t.Fatal(err)
+		}
+		gvk := obj.GroupVersionKind()
+		res, ok := resources[gvk.Kind]
+		if !ok {
+			c.t.Fatalf("kind %s is new to the test", gvk.Kind)
+		}
+		body, err := obj.MarshalJSON()
+		c.must(err)
+		api := client.Resource(schema.GroupVersionResource{Group: gvk.Group, Version: gvk.Version, Resource: res.name})
+		var target dynamic.ResourceInterface = api
+		if res.namespaced {
+			target = api.Namespace(obj.GetNamespace())
+		}
+		if _, err := target.Patch(c.t.Context(), obj.GetName(), types.ApplyPatchType, body, opts); err != nil {
+			c.t.Errorf("apply %s %s: %v\n%s", gvk.Kind, obj.GetName(), err, body)
+		}
+	}
+}
+
+// Every object of the chart is one that the API server takes, in both modes.
+func TestChartIsValid(t *testing.T) {
+	c := newCluster(t, wait)
+	for name, values := range map[string]map[string]any{
+		"host": {"mode": "host"},
+		"pod": {
+			"mode": "pod", "apiServer": map[string]any{"servers": []any{"192.0.2.1:6443"}},
+			"config":           map[string]any{"log": map[string]any{"level": "debug"}},
+			"imagePullSecrets": []any{map[string]any{"name": "secret"}},
+			"podAnnotations":   map[string]any{"a": "b"}, "podLabels": map[string]any{"c": "d"},
+		},
+		"volumes only": {
+			"network": map[string]any{"enabled": false}, "admissionPolicy": false,
+			"storage": map[string]any{"snapshots": false, "classes": []any{
+				map[string]any{"name": "fast", "default": true, "allowVolumeExpansion": false, "mountOptions": []any{"noatime"}},
+			}},
+		},
+		"network only": {"storage": map[string]any{"enabled": false}},
+	} {
+		n := c.applyChart(render.Release{Name: "nodeagent", Namespace: "kube-system"}, values, true)
+		t.Logf("%s: %d objects", name, n)
+		if n < 4 {
+			t.Errorf("%s: %d objects", name, n)
+		}
+	}
+}
+
+// sinks take everything and do nothing.
+type sinks struct{}
+
+func (sinks) SetNode(context.Context, dataplane.Node) error                  { return nil }
+func (sinks) UpdatePeers(context.Context, []dataplane.Peer) error            { return nil }
+func (sinks) UpdateServices(context.Context, []service.Object) error         { return nil }
+func (sinks) DeleteServices(context.Context, []types.NamespacedName) error   { return nil }
+func (sinks) PruneServices(context.Context, []types.NamespacedName) error    { return nil }
+func (sinks) ReplacePolicyObjects(context.Context, kube.PolicyObjects) error { return nil }
+func (sinks) UpdatePolicyObjects(context.Context, kube.PolicyObjects, kube.PolicyNames) error {
+	return nil
+}
+
+// agent is a client of the chart's service account, in a pod of a node.
+func (c *cluster) agent(node string) (*kube.Client, kube.Config) {
+	c.t.Helper()
+	ctx := c.t.Context()
+	pod, err := c.CoreV1().Pods(c.ns).Create(ctx, &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "agent-" + node},
+		Spec: corev1.PodSpec{
+			ServiceAccountName: "nodeagent", NodeName: node, Containers: []corev1.Container{{Name: "c", Image: "i"}},
+		},
+	}, metav1.CreateOptions{})
+	c.must(err)
+	token, err := c.CoreV1().ServiceAccounts(c.ns).CreateToken(ctx, "nodeagent", &authenticationv1.TokenRequest{
+		Spec: authenticationv1.TokenRequestSpec{BoundObjectRef: &authenticationv1.BoundObjectReference{
+			APIVersion: "v1", Kind: "Pod", Name: pod.Name, UID: pod.UID,
+		}},
+	}, metav1.CreateOptions{})
+	c.must(err)
+	cfg := kube.Default()
+	cfg.NodeName = node
+	cfg.Kubeconfig, err = c.server.Kubeconfig("sa-"+node, token.Status.Token, "")
+	c.must(err)
+	client, err := kube.Connect(cfg, "test")
+	c.must(err)
+	return client, cfg
+}
+
+// The chart's service account may do all that the agent does.
+func TestChartGivesTheRightsThatAreNeeded(t *testing.T) {
+	c := newCluster(t, immediate)
+	c.applyChart(render.Release{Name: "nodeagent", Namespace: c.ns}, map[string]any{
+		"storage": map[string]any{"driver": c.driver, "classes": []any{}},
+	}, false)
+	client, kcfg := c.agent("me")
+	log := slog.New(slog.NewTextHandler(t.Output(), nil))
+	w, err := kube.New(kcfg, kube.Deps{
+		Log: log, Client: client, Node: sinks{}, Peers: sinks{}, Services: sinks{}, Policies: sinks{},
+	})
+	c.must(err)
+	c.must(w.Start(t.Context()))
+	defer func() { c.must(w.Stop(context.Background())) }()
+	c.must(w.Synced(t.Context()))
+
+	cfg := c.config()
+	cfg.CSIDriver = true
+	s, err := New(cfg, Deps{Log: log, Node: "me", Client: client, REST: client.RESTConfig(), Volumes: c.fake, Snapshots: c.fake})
+	c.must(err)
+	c.must(s.Start(t.Context()))
+	defer func() { c.must(s.Stop(context.Background())) }()
+	c.claim("mine", "1Gi", "")
+	c.bound("mine")
+	c.event("mine", "ProvisioningSucceeded")
+	c.patchClaim(grow2)
+	c.await("grown", func() bool { return c.resizeState() == corev1.PersistentVolumeClaimNodeResizePending })
+	c.await("capacity published", func() bool {
+		list, err := c.StorageV1().CSIStorageCapacities(metav1.NamespaceSystem).List(t.Context(),
+			metav1.ListOptions{LabelSelector: labelDriver + "=" + c.driver})
+		c.must(err)
+		return len(list.Items) == 1
+	})
+	c.must(s.ensureDriverObject(t.Context()))
+	c.deleteClaim("mine")
+	c.await("volume deleted", func() bool { return len(c.mine()) == 0 && len(c.fake.ids()) == 0 })
+	if faults := w.Status().Source.Faults; len(faults) > 0 {
+		t.Errorf("watcher: %s", strings.Join(faults, "\n"))
+	}
+}
