@@ -16,6 +16,7 @@
 #include "lib/forward.h"
 #include "lib/parse.h"
 #include "lib/pkt.h"
+#include "lib/rate.h"
 #include "lib/service.h"
 #include "lib/socket.h"
 #include "lib/spoof.h"
@@ -54,6 +55,8 @@ static __noinline int pod_stages(struct __sk_buff *skb)
 		ret = service(&pkt, SCOPE_CLUSTER);
 	if (!ret)
 		ret = forward(skb, &pkt);
+	if (!ret)
+		ret = rate(skb, &pkt);
 	return verdict(skb, &pkt, ret);
 }
 
@@ -75,6 +78,8 @@ int to_pod(struct __sk_buff *skb)
 
 	ret = parse(skb, &pkt);
 	if (!ret)
+		ret = rate_to_pod(skb, &pkt);
+	if (!ret)
 		ret = conntrack(&pkt);
 	return verdict(skb, &pkt, ret);
 }
@@ -93,6 +98,8 @@ static __noinline int net_stages(struct __sk_buff *skb)
 		ret = service(&pkt, SCOPE_OUTSIDE);
 	if (!ret)
 		ret = forward(skb, &pkt);
+	if (!ret)
+		ret = rate(skb, &pkt);
 	return verdict(skb, &pkt, ret);
 }
 
@@ -135,6 +142,8 @@ int from_tun(struct __sk_buff *skb)
 		ret = conntrack(&pkt);
 	if (!ret)
 		ret = forward(skb, &pkt);
+	if (!ret)
+		ret = rate(skb, &pkt);
 	return verdict(skb, &pkt, ret);
 }
 

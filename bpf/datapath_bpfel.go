@@ -47,6 +47,19 @@ const (
 	DatapathBeFlagsBE_LOCAL DatapathBeFlags = 1
 )
 
+type DatapathBucket struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Pad    uint32
+	Bytes  uint64
+	Burst  uint64
+	Tokens uint64
+	Last   uint64
+}
+
 type DatapathCounter struct {
 	_       structs.HostLayout
 	Packets uint64
@@ -115,6 +128,21 @@ type DatapathEvent struct {
 	Pad      uint8
 }
 
+type DatapathFragKey struct {
+	_     structs.HostLayout
+	Src   DatapathAddr
+	Dst   DatapathAddr
+	Id    uint32
+	Proto uint8
+	Pad   [3]uint8
+}
+
+type DatapathFragValue struct {
+	_     structs.HostLayout
+	Sport uint16
+	Dport uint16
+}
+
 type DatapathHook uint32
 
 const (
@@ -160,7 +188,6 @@ const (
 	DatapathReasonDROP_MALFORMED  DatapathReason = 33
 	DatapathReasonDROP_SPOOFED    DatapathReason = 34
 	DatapathReasonDROP_MULTICAST  DatapathReason = 35
-	DatapathReasonDROP_FRAGMENT   DatapathReason = 36
 	DatapathReasonDROP_CONNTRACK  DatapathReason = 37
 	DatapathReasonDROP_SNAT_PORTS DatapathReason = 38
 	DatapathReasonDROP_REWRITE    DatapathReason = 39
@@ -170,6 +197,7 @@ const (
 	DatapathReasonDROP_REDIRECT   DatapathReason = 43
 	DatapathReasonDROP_RATE       DatapathReason = 44
 	DatapathReasonDROP_SOURCE     DatapathReason = 45
+	DatapathReasonDROP_RELATED    DatapathReason = 46
 	DatapathReasonREASON_MAX      DatapathReason = 64
 )
 
@@ -283,7 +311,9 @@ const (
 	DatapathMapCt            = "ct"
 	DatapathMapEps           = "eps"
 	DatapathMapEvents        = "events"
+	DatapathMapFrags         = "frags"
 	DatapathMapRanges        = "ranges"
+	DatapathMapRates         = "rates"
 	DatapathMapRoutes        = "routes"
 	DatapathMapSkPeer        = "sk_peer"
 	DatapathMapSkUdp         = "sk_udp"
@@ -379,7 +409,9 @@ type DatapathMapSpecs struct {
 	Ct       *ebpf.MapSpec `ebpf:"ct"`
 	Eps      *ebpf.MapSpec `ebpf:"eps"`
 	Events   *ebpf.MapSpec `ebpf:"events"`
+	Frags    *ebpf.MapSpec `ebpf:"frags"`
 	Ranges   *ebpf.MapSpec `ebpf:"ranges"`
+	Rates    *ebpf.MapSpec `ebpf:"rates"`
 	Routes   *ebpf.MapSpec `ebpf:"routes"`
 	SkPeer   *ebpf.MapSpec `ebpf:"sk_peer"`
 	SkUdp    *ebpf.MapSpec `ebpf:"sk_udp"`
@@ -427,7 +459,9 @@ type DatapathMaps struct {
 	Ct       *ebpf.Map `ebpf:"ct"`
 	Eps      *ebpf.Map `ebpf:"eps"`
 	Events   *ebpf.Map `ebpf:"events"`
+	Frags    *ebpf.Map `ebpf:"frags"`
 	Ranges   *ebpf.Map `ebpf:"ranges"`
+	Rates    *ebpf.Map `ebpf:"rates"`
 	Routes   *ebpf.Map `ebpf:"routes"`
 	SkPeer   *ebpf.Map `ebpf:"sk_peer"`
 	SkUdp    *ebpf.Map `ebpf:"sk_udp"`
@@ -443,7 +477,9 @@ func (m *DatapathMaps) Close() error {
 		m.Ct,
 		m.Eps,
 		m.Events,
+		m.Frags,
 		m.Ranges,
+		m.Rates,
 		m.Routes,
 		m.SkPeer,
 		m.SkUdp,

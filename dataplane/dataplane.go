@@ -41,6 +41,7 @@ type Dataplane struct {
 	routes maps.Routes
 	ups    maps.Uplinks
 	flows  maps.Conntrack
+	rates  maps.Rates
 
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -71,6 +72,7 @@ type Dataplane struct {
 	handover  map[int]bool // those that still have the slower filter
 	forgotten map[int]bool // those that are gone, or going
 	purge     map[netip.Addr]bool
+	limits    map[string]uint32 // endpoint id to slot of the bandwidth map
 
 	// svcMu guards the services and their table. Taken after mu, if both.
 	svcMu    sync.Mutex
@@ -101,6 +103,7 @@ func New(cfg Config, deps Deps) (*Dataplane, error) {
 		handover:    map[int]bool{},
 		forgotten:   map[int]bool{},
 		purge:       map[netip.Addr]bool{},
+		limits:      map[string]uint32{},
 		services:    map[types.NamespacedName]service.Object{},
 	}, nil
 }
@@ -131,6 +134,7 @@ func (d *Dataplane) Start(ctx context.Context) (retErr error) {
 	d.routes = maps.NewRoutes(d.kernel.Routes)
 	d.ups = maps.NewUplinks(d.kernel.Uplinks)
 	d.flows = maps.NewConntrack(d.kernel.Ct)
+	d.rates = maps.NewRates(d.kernel.Rates)
 	if err := d.bumpEpoch(); err != nil {
 		return err
 	}
@@ -161,7 +165,7 @@ func (d *Dataplane) options(cookie uint64) attach.Options {
 		BPFFS: d.cfg.BPFFS,
 		Sizes: map[string]uint32{
 			"ct": m.Conntrack, "eps": m.Endpoints, "svc": m.Services, "be": m.Backends,
-			"routes": m.Routes, "aff": m.Affinity,
+			"routes": m.Routes, "aff": m.Affinity, "rates": 2*m.Endpoints + 2,
 		},
 		Constants: map[string]any{
 			"cfg_services":    d.cfg.Services,

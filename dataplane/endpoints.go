@@ -41,18 +41,13 @@ func (d *Dataplane) UpdateEndpoint(_ context.Context, ep Endpoint) error {
 		return fmt.Errorf("endpoint %s: %w", ep.ID, err)
 	}
 	old, known := d.endpoints[ep.ID]
-	moved := known && old.IfIndex != ep.IfIndex
-	for _, a := range ep.Addrs {
-		moved = moved || d.owners[a] != "" && d.owners[a] != ep.ID
-		if err := d.eps.Put(a, maps.Endpoint{IfIndex: ep.IfIndex, MAC: ep.MAC, HostMAC: ep.HostMAC}); err != nil {
-			return fmt.Errorf("endpoint %s: %w", ep.ID, err)
-		}
-		d.owners[a] = ep.ID
-		delete(d.purge, a)
+	moved, err := d.putAddrs(ep)
+	if err != nil {
+		return fmt.Errorf("endpoint %s: %w", ep.ID, err)
 	}
 	d.endpoints[ep.ID] = ep
 	var errs []error
-	if moved {
+	if moved || known && (old.IfIndex != ep.IfIndex || old.limited() != ep.limited()) {
 		errs = append(errs, d.bumpEpoch())
 	}
 	if known {
@@ -65,6 +60,53 @@ func (d *Dataplane) UpdateEndpoint(_ context.Context, ep Endpoint) error {
 		errs = append(errs, d.setHostPorts(ep))
 	}
 	return errors.Join(errs...)
+}
+
+// putAddrs gives an endpoint its addresses, and says whether one of them was
+// another endpoint's.
+func (d *Dataplane) putAddrs(ep Endpoint) (moved bool, err error) {
+	slot, err := d.limit(ep)
+	if err != nil {
+		return false, err
+	}
+	v := maps.Endpoint{IfIndex: ep.IfIndex, MAC: ep.MAC, HostMAC: ep.HostMAC, Rate: slot}
+	for _, a := range ep.Addrs {
+		moved = moved || d.owners[a] != "" && d.owners[a] != ep.ID
+		if err := d.eps.Put(a, v); err != nil {
+			return moved, err
+		}
+		d.owners[a] = ep.ID
+		delete(d.purge, a)
+	}
+	return moved, nil
+}
+
+func (ep Endpoint) limited() bool { return ep.IngressRate > 0 || ep.EgressRate > 0 }
+
+// limit sets an endpoint's bandwidth and returns its slot, 0 when it has no
+// limit. Slots are even: each has two buckets.
+func (d *Dataplane) limit(ep Endpoint) (uint32, error) {
+	slot := d.limits[ep.ID]
+	if !ep.limited() {
+		delete(d.limits, ep.ID)
+		return 0, nil
+	}
+	if slot == 0 {
+		used := map[uint32]bool{}
+		for _, s := range d.limits {
+			used[s] = true
+		}
+		for slot = 2; used[slot]; slot += 2 {
+		}
+		if slot/2 > d.rates.Slots() {
+			return 0, fmt.Errorf("%w: %d endpoints have a bandwidth limit already", ErrFull, len(d.limits))
+		}
+	}
+	if err := d.rates.Put(slot, ep.EgressRate, ep.IngressRate); err != nil {
+		return 0, err
+	}
+	d.limits[ep.ID] = slot
+	return slot, nil
 }
 
 // attach brings the programs to a pod's link, once.
@@ -148,6 +190,7 @@ func (d *Dataplane) deleteEndpoint(id string) error {
 		return fmt.Errorf("delete endpoint %s: %w", id, err)
 	}
 	delete(d.endpoints, id)
+	delete(d.limits, id)
 	d.forget(ep.IfIndex)
 	return nil
 }

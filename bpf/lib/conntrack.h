@@ -244,14 +244,14 @@ static __always_inline void ct_fill(struct ct_value *v, const struct pkt *pkt)
 }
 
 /* The one record of a flow that is not translated. */
-__noinline int ct_create_plain(const struct pkt *pkt)
+__noinline int ct_create_plain(const struct pkt *pkt, __u32 lanes)
 {
 	struct tuple key;
 	struct ct_value v = {};
 
 	NEED(pkt);
 	ct_fill(&v, pkt);
-	if (pkt->dst_if && pkt->hook != HOOK_TUN)
+	if (lanes)
 		ct_lanes(&v, pkt);
 	if (ct_key(&key, &pkt->t))
 		v.flags |= CT_SWAPPED;

@@ -83,8 +83,12 @@ static __always_inline int forward_world(struct __sk_buff *skb, struct pkt *pkt)
 {
 	struct uplink *up;
 	struct addr *from;
-	__u32 oif = fib_oif(skb, pkt);
+	__u32 oif;
 
+	/* About no flow that we know: nobody out there can have a use for it. */
+	if (pkt->related)
+		return -DROP_RELATED;
+	oif = fib_oif(skb, pkt);
 	up = bpf_map_lookup_elem(&uplinks, &oif);
 	if (!up || !(up->flags & UPLINK_MASQ))
 		return PASS_ROUTE;
@@ -141,6 +145,7 @@ static __always_inline int forward_to(struct __sk_buff *skb, struct pkt *pkt)
 		if (pkt->host)
 			return PASS_HOST;
 		pkt->dst_if = ep->ifindex;
+		pkt->dst_rate = ep->rate;
 		return FWD_LOCAL;
 	}
 	/* We are nobody's router for what comes from outside. */
@@ -174,6 +179,13 @@ static __always_inline int forward_fits(struct __sk_buff *skb, const struct pkt 
 	return 0;
 }
 
+/* May the rest of the flow take the short cut? */
+static __always_inline bool forward_short(const struct pkt *pkt)
+{
+	return pkt->act == FWD_LOCAL && pkt->hook != HOOK_TUN && !translated(pkt) &&
+	       !pkt->src_rate && !pkt->dst_rate;
+}
+
 /* The records of a new flow. What the kernel carries as it is needs none. */
 static __always_inline int forward_record(struct pkt *pkt)
 {
@@ -181,8 +193,7 @@ static __always_inline int forward_record(struct pkt *pkt)
 
 	if (pkt->related || pkt->frag)
 		return 0;
-	if (pkt->known && pkt->act == FWD_LOCAL && !pkt->lanes && pkt->hook != HOOK_TUN &&
-	    !translated(pkt))
+	if (pkt->known && !pkt->lanes && forward_short(pkt))
 		return ct_settle(pkt);
 	if (pkt->known)
 		return 0;
@@ -191,7 +202,7 @@ static __always_inline int forward_record(struct pkt *pkt)
 	else if (translated(pkt))
 		ret = ct_create_secondary(pkt);
 	else
-		return pkt->act < PASS_NOT_IP ? ct_create_plain(pkt) : 0;
+		return pkt->act < PASS_NOT_IP ? ct_create_plain(pkt, forward_short(pkt)) : 0;
 	return ret ? ret : ct_create_primary(pkt);
 }
 
@@ -200,7 +211,10 @@ __noinline int forward(struct __sk_buff *skb, struct pkt *pkt)
 	int ret;
 
 	NEED(pkt);
-	pkt->act = (__u8)forward_to(skb, pkt);
+	ret = forward_to(skb, pkt);
+	if (ret < 0)
+		return ret;
+	pkt->act = (__u8)ret;
 	pkt->back = pkt->oif;
 	ret = forward_fits(skb, pkt);
 	if (ret)

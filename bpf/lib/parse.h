@@ -5,6 +5,8 @@
 
 #include <bpf/bpf_helpers.h>
 #include "addr.h"
+#include "frag.h"
+#include "icmp.h"
 #include "pkt.h"
 #include "proto.h"
 #include "reason.h"
@@ -24,15 +26,6 @@ static __always_inline void *head(struct __sk_buff *skb, __u32 len)
 	return data + len <= (void *)(long)skb->data_end ? data : NULL;
 }
 
-static __always_inline bool icmp_is_error(const struct pkt *pkt)
-{
-	__u8 type = pkt->icmp_type;
-
-	if (pkt->v4)
-		return type == ICMP_UNREACH || type == ICMP_TIME || type == ICMP_PARAM;
-	return type >= ICMP6_UNREACH && type <= ICMP6_PARAM;
-}
-
 /* Echo puts its identifier where ports would be; other types have none. */
 static __always_inline int parse_icmp(struct __sk_buff *skb, struct pkt *pkt)
 {
@@ -45,6 +38,8 @@ static __always_inline int parse_icmp(struct __sk_buff *skb, struct pkt *pkt)
 		pkt->t.sport = icmp.id;
 	else if (icmp.type == (pkt->v4 ? ICMP_ECHO_REPLY : ICMP6_ECHO_REPLY))
 		pkt->t.dport = icmp.id;
+	else if (icmp_is_error(pkt))
+		return icmp_related(skb, pkt);
 	else if (!pkt->v4 && icmp.type >= ICMP6_RS && icmp.type <= ICMP6_REDIRECT)
 		return -PASS_NEIGHBOUR;
 	return 0;
@@ -103,6 +98,7 @@ static __always_inline int parse_ip4(struct __sk_buff *skb, struct pkt *pkt)
 	pkt->df = ip->frag & IP4_DF;
 	pkt->frag = ip->frag & IP4_OFFSET;
 	pkt->first = !pkt->frag && (ip->frag & IP4_MF);
+	pkt->id = ip->id;
 	pkt->l4 = (__u16)(ETH_LEN + ihl);
 	return 0;
 }
@@ -140,6 +136,7 @@ __noinline int parse_ext(struct __sk_buff *skb, struct pkt *pkt)
 			pkt->t.proto = frag.next;
 			pkt->frag = frag.off & IP6_OFFSET;
 			pkt->first = !pkt->frag && (frag.off & IP6_MF);
+			pkt->id = frag.id;
 			if (pkt->frag)
 				goto out;
 			break;
@@ -206,6 +203,8 @@ __noinline int parse(struct __sk_buff *skb, struct pkt *pkt)
 	}
 	if (!ret && !pkt->frag)
 		ret = parse_l4(skb, pkt);
+	if (!ret && (pkt->frag || pkt->first))
+		ret = fragment(pkt);
 	pkt->n = pkt->t;
 	return ret;
 }

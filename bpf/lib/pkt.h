@@ -17,6 +17,7 @@ struct pkt {
 	struct tuple n;	  /* as it shall be on the wire */
 	struct addr next; /* next hop, or the tunnel's other end; zero: the FIB knows */
 	struct addr snat; /* the address that a new flow leaves with; zero: its own */
+	struct addr osrc; /* of an ICMP error: who sent it */
 	__u8 mac[12];	  /* link addresses, destination first, where we write them */
 	__u32 in_if;	  /* link it came in by */
 	__u32 epoch;	  /* when it came in */
@@ -26,7 +27,11 @@ struct pkt {
 	__u32 back;	  /* interface towards the outside, for the record of the flow */
 	__u32 svc;	  /* id of the service that was addressed */
 	__u32 ct_flags;	  /* what the flow's record says, or shall say */
-	__u32 rate;	  /* slot of the bandwidth that limits it */
+	__u32 src_rate;	  /* slot of the sender's bandwidth, 0: unlimited */
+	__u32 dst_rate;	  /* and of the receiver's */
+	__be32 id;	  /* of a fragmented packet */
+	__u16 inner;	  /* of an ICMP error: offset of the quoted IP header */
+	__u16 inner_l4;	  /* and of what follows that */
 	__u16 l4;	  /* offset of the transport header */
 	__u8 hook;	  /* enum hook */
 	__u8 act;	  /* enum reason: where forward sends it */

@@ -26,11 +26,11 @@ enum reason {
 	PASS_UNKNOWN = 22,   /* from an uplink, to nobody that we know */
 
 	/* Dropped. */
-	DROP_TRUNCATED = 32,  /* shorter than its headers */
-	DROP_MALFORMED = 33,  /* headers that contradict themselves */
-	DROP_SPOOFED = 34,    /* a source that the sender does not own */
-	DROP_MULTICAST = 35,  /* multicast or broadcast from a pod */
-	DROP_FRAGMENT = 36,   /* a fragment without its first one */
+	DROP_TRUNCATED = 32, /* shorter than its headers */
+	DROP_MALFORMED = 33, /* headers that contradict themselves */
+	DROP_SPOOFED = 34,   /* a source that the sender does not own */
+	DROP_MULTICAST = 35, /* multicast or broadcast from a pod */
+	/* 36 was a fragment without its first one. */
 	DROP_CONNTRACK = 37,  /* the flow could not be recorded */
 	DROP_SNAT_PORTS = 38, /* no free port to translate to */
 	DROP_REWRITE = 39,    /* a helper could not change the packet */
@@ -40,6 +40,7 @@ enum reason {
 	DROP_REDIRECT = 43,   /* the kernel refused to take it there */
 	DROP_RATE = 44,	      /* above the pod's bandwidth */
 	DROP_SOURCE = 45,     /* not in the service's source ranges */
+	DROP_RELATED = 46,    /* an ICMP error about a flow that is not known */
 
 	REASON_MAX = 64,
 };

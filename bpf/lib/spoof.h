@@ -16,10 +16,11 @@ static __always_inline int spoof_pod(struct __sk_buff *skb, struct pkt *pkt)
 	/* Groups are joined from link-local and unset sources. */
 	if (addr_multicast(&pkt->t.dst))
 		return -DROP_MULTICAST;
-	ep = endpoint_find(&pkt->t.src);
+	ep = endpoint_find(pkt->related ? &pkt->osrc : &pkt->t.src);
 	if (!ep || endpoint_is_host(ep) || ep->ifindex != skb->ifindex)
 		return -DROP_SPOOFED;
 	pkt->src_if = ep->ifindex;
+	pkt->src_rate = ep->rate;
 	return 0;
 }
 
@@ -29,7 +30,7 @@ static __always_inline int spoof_net(struct __sk_buff *skb, struct pkt *pkt)
 	struct endpoint *ep;
 
 	(void)skb;
-	ep = endpoint_find(&pkt->t.src);
+	ep = endpoint_find(pkt->related ? &pkt->osrc : &pkt->t.src);
 	if (ep && !endpoint_is_host(ep))
 		return -DROP_SPOOFED;
 	return 0;
@@ -42,7 +43,7 @@ static __always_inline int spoof_tun(struct __sk_buff *skb, struct pkt *pkt)
 	struct addr from;
 	struct route *rt;
 
-	rt = route_find(&pkt->t.src);
+	rt = route_find(pkt->related ? &pkt->osrc : &pkt->t.src);
 	if (!rt || rt->kind != ROUTE_TUNNEL)
 		return -DROP_TUNNEL;
 	if (addr_is4(&rt->next)) {

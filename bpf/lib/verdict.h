@@ -13,6 +13,7 @@
 #include "endpoint.h"
 #include "event.h"
 #include "forward.h"
+#include "icmp.h"
 #include "nat.h"
 #include "pkt.h"
 #include "reason.h"
@@ -115,7 +116,7 @@ __noinline int verdict(struct __sk_buff *skb, struct pkt *pkt, int ret)
 
 	NEED(pkt);
 	if (!ret && translated(pkt))
-		ret = nat(skb, pkt);
+		ret = pkt->related ? icmp_nat(skb, pkt) : nat(skb, pkt);
 	if (ret)
 		return verdict_stop(skb, pkt, ret);
 	count(skb, pkt->hook, pkt->act);
