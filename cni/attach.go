@@ -101,11 +101,13 @@ func (n *Network) newRecord(req Request, ns *netns.NS) record {
 	if len(req.MAC) > 0 {
 		mac = req.MAC
 	}
+	m := n.currentMTU()
 	return record{
-		State: statePending, Request: req, NetNSInode: ns.Inode(), Since: n.deps.Now(),
+		RouteMTU: m.route,
+		State:    statePending, Request: req, NetNSInode: ns.Inode(), Since: n.deps.Now(),
 		Result: Result{
 			Key: req.Key, NetNS: req.NetNS, MAC: mac, HostMAC: hostMAC,
-			HostIfName: link.HostName(n.cfg.LinkPrefix, req.String()), MTU: n.currentMTU().device,
+			HostIfName: link.HostName(n.cfg.LinkPrefix, req.String()), MTU: m.device,
 		},
 	}
 }
@@ -201,7 +203,7 @@ func (n *Network) noteUndone(rec record, err error) error {
 func (n *Network) linkSpec(rec record) link.Spec {
 	s := link.Spec{
 		HostName: rec.Result.HostIfName, HostMAC: rec.Result.HostMAC, Alias: alias(rec.Request),
-		IfName: rec.Result.IfName, MAC: rec.Result.MAC, MTU: rec.Result.MTU, RouteMTU: n.currentMTU().route,
+		IfName: rec.Result.IfName, MAC: rec.Result.MAC, MTU: rec.Result.MTU, RouteMTU: rec.RouteMTU,
 	}
 	for _, p := range rec.Result.Addrs {
 		s.Addrs = append(s.Addrs, p.Addr())

@@ -73,7 +73,8 @@ type Network struct {
 	served bool       // between Start and Stop
 	opened bool       // between Open and Stop
 	cidrs  []netip.Prefix
-	mtu    mtus
+	// wantMTU is what was asked for, mtu what new attachments get.
+	wantMTU, mtu mtus
 
 	// queue has the deletes that came while the daemon was away; queueLock is
 	// held from Start to Open.
@@ -90,9 +91,6 @@ type Network struct {
 	// failpoint is called before each step of a verb; tests fail or end it there.
 	failpoint func(ctx context.Context, step string) error
 }
-
-// mtus of new attachments.
-type mtus struct{ device, route int }
 
 // New returns a network that does nothing before Start.
 func New(cfg Config, deps Deps) (*Network, error) {
@@ -113,6 +111,7 @@ func New(cfg Config, deps Deps) (*Network, error) {
 	}
 	n := &Network{
 		cfg: cfg, deps: deps, dp: deps.Dataplane, log: deps.Log,
+		wantMTU:   mtus{cfg.MTU, cfg.RouteMTU},
 		queue:     shim.Queue{Dir: cfg.QueueDir},
 		book:      ipam.NewBook(deps.DB, cfg.Quarantine, deps.Now),
 		records:   &records{db: deps.DB, all: map[Key]record{}, warm: map[uint64]Key{}},
@@ -156,11 +155,14 @@ func (n *Network) Start(ctx context.Context) (retErr error) {
 			retErr = errors.Join(retErr, n.closeQueue(), n.host.Close())
 		}
 	}()
-	if err := n.detectMTU(ctx); err != nil {
+	if err := n.resolveMTU(ctx); err != nil {
 		return err
 	}
 	if err := n.recoverAll(ctx); err != nil {
 		return err
+	}
+	if err := n.followMTU(ctx); err != nil {
+		n.log.WarnContext(ctx, "pods keep the mtu they had", "err", err)
 	}
 	if err := n.openQueue(ctx); err != nil {
 		return err
@@ -326,45 +328,6 @@ func (n *Network) Lookup(k Key) (*Result, error) {
 		return nil, fmt.Errorf("%w: %s", ErrUnknown, k)
 	}
 	return &rec.Result, nil
-}
-
-// detectMTU takes the MTU of new attachments from the uplink unless configured.
-func (n *Network) detectMTU(ctx context.Context) error {
-	m := mtus{n.cfg.MTU, n.cfg.RouteMTU}
-	if m.device == 0 {
-		uplinks, err := n.wire.Uplinks(ctx)
-		if err != nil {
-			return err
-		}
-		m.device = defaultMTU
-		for i, u := range uplinks {
-			if i == 0 || u.MTU < m.device {
-				m.device = u.MTU
-			}
-		}
-	}
-	n.SetMTU(m.device, m.route)
-	return nil
-}
-
-// defaultMTU is that of a node without a way out.
-const defaultMTU = 1500
-
-// SetMTU sets the MTU of the devices and of the default routes of attachments
-// made from now on; a route MTU of 0 is the device's.
-func (n *Network) SetMTU(device, route int) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if route >= device {
-		route = 0
-	}
-	n.mtu = mtus{device, route}
-}
-
-func (n *Network) currentMTU() mtus {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.mtu
 }
 
 // routingOnly is the data path of a node that has none but the kernel's.

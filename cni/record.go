@@ -45,6 +45,8 @@ const (
 // record is what is kept of one attachment.
 type record struct {
 	State state `json:"state"`
+	// RouteMTU is that of the default routes; 0: the device's.
+	RouteMTU int `json:"routeMTU,omitempty"`
 	// Request as it came, with annotations applied.
 	Request Request `json:"request"`
 	Result  Result  `json:"result"`

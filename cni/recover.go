@@ -122,7 +122,7 @@ func (n *Network) Reconcile(ctx context.Context) error {
 		links[l.Name] = true
 	}
 	// The records are read after the links: a link made in between has one.
-	errs := []error{n.replayLate(ctx)}
+	errs := []error{n.replayLate(ctx), n.followMTU(ctx)}
 	for k, rec := range n.records.list() {
 		owned[rec.Result.HostIfName] = true
 		switch {

@@ -130,7 +130,7 @@ func (r record) suits(req Request, pool string, m mtus) bool {
 			return false
 		}
 	}
-	return pool == ipam.DefaultPool && len(req.Ranges) == 0 && req.IfName == r.Request.IfName && r.Result.MTU == m.device && len(req.MAC) == 0
+	return pool == ipam.DefaultPool && len(req.Ranges) == 0 && req.IfName == r.Request.IfName && r.mtu() == m && len(req.MAC) == 0
 }
 
 // claimSteps are attachSteps for a link that exists. When one after the first

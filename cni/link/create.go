@@ -123,9 +123,13 @@ func furnishFamily(h *netlink.Handle, index int, a netip.Addr, s Spec) error {
 			return fmt.Errorf("add route to the gateway: %w", err)
 		}
 	}
-	def := &netlink.Route{LinkIndex: index, Gw: gw.AsSlice(), Dst: defaultPrefix(a), MTU: s.RouteMTU}
+	return setDefaultRoute(h, index, a, s)
+}
+
+func setDefaultRoute(h *netlink.Handle, index int, a netip.Addr, s Spec) error {
+	def := &netlink.Route{LinkIndex: index, Gw: Gateway(a).AsSlice(), Dst: defaultPrefix(a), MTU: s.RouteMTU}
 	if err := h.RouteReplace(def); err != nil {
-		return fmt.Errorf("add default route: %w", err)
+		return fmt.Errorf("set default route: %w", err)
 	}
 	return nil
 }
