@@ -111,11 +111,11 @@ type rig struct {
 
 // newRig starts everything; all sandboxes are removed at the end of the test,
 // and what then is left of them is a failure.
-func newRig(t testing.TB) *rig {
-	t.Helper()
-	d := containerdtest.Start(t)
-	d.Import(t, nil)
-	r := &rig{t: t, daemon: d, net: newNetwork(), logs: filepath.Join(d.Dir, "logs"), cgroup: "/" + containerdtest.Name(t)}
+func newRig(tb testing.TB) *rig {
+	tb.Helper()
+	d := containerdtest.Start(tb)
+	d.Import(tb, nil)
+	r := &rig{t: tb, daemon: d, net: newNetwork(), logs: filepath.Join(d.Dir, "logs"), cgroup: "/" + containerdtest.Name(tb)}
 	r.cfg = cri.Default()
 	r.cfg.Socket = filepath.Join(d.Dir, "cri.sock")
 	r.cfg.Sandbox.StateDir = filepath.Join(d.Dir, "na")
@@ -126,11 +126,11 @@ func newRig(t testing.TB) *rig {
 	paused.Sandbox = "pause"
 	r.cfg.Handlers["paused"] = paused
 	if err := os.MkdirAll(r.logs, 0o755); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	r.containerd = d.Client(t)
+	r.containerd = d.Client(tb)
 	r.start()
-	t.Cleanup(r.end)
+	tb.Cleanup(r.end)
 	return r
 }
 
@@ -233,8 +233,11 @@ func (r *rig) noLeftovers() {
 // noCgroups removes the test's cgroup, which must be empty.
 func (r *rig) noCgroups() {
 	r.t.Helper()
-	for _, ctl := range []string{"memory", "pids", "cpu", "freezer", ""} {
-		dir := filepath.Join("/sys/fs/cgroup", ctl, r.cgroup)
+	dirs, err := filepath.Glob("/sys/fs/cgroup/*" + r.cgroup)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for _, dir := range append(dirs, "/sys/fs/cgroup"+r.cgroup) {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			continue

@@ -32,15 +32,15 @@ import (
 const Busybox = "nodeagent.test/library/busybox:1"
 
 // NeedRoot fails a test that needs root and has none, unless the environment says to skip it.
-func NeedRoot(t testing.TB) {
-	t.Helper()
+func NeedRoot(tb testing.TB) {
+	tb.Helper()
 	if os.Getuid() == 0 {
 		return
 	}
 	if os.Getenv("NODEAGENT_SKIP_ROOT") == "1" {
-		t.Skip("NODEAGENT_SKIP_ROOT=1")
+		tb.Skip("NODEAGENT_SKIP_ROOT=1")
 	}
-	t.Fatal("needs root; NODEAGENT_SKIP_ROOT=1 skips such tests")
+	tb.Fatal("needs root; NODEAGENT_SKIP_ROOT=1 skips such tests")
 }
 
 // Bin is the directory of the binaries that `make deps` builds.
@@ -61,63 +61,63 @@ type Daemon struct {
 }
 
 // Start runs a containerd that ends with the test, and all that it runs.
-func Start(t testing.TB) *Daemon {
-	t.Helper()
-	NeedRoot(t)
+func Start(tb testing.TB) *Daemon {
+	tb.Helper()
+	NeedRoot(tb)
 	dir, err := os.MkdirTemp("", "na") //nolint:usetesting // short: sockets have a limit of 108 bytes
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if err := os.Chmod(dir, 0o711); err != nil { //nolint:gosec // the users of user namespaces have to pass
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Setenv("PATH", Bin()+":"+os.Getenv("PATH"))
+	tb.Setenv("PATH", Bin()+":"+os.Getenv("PATH"))
 	cfg := containerd.Default()
 	cfg.Address = filepath.Join(dir, "c.sock")
 	cfg.Managed = true
 	cfg.Root, cfg.State = filepath.Join(dir, "root"), filepath.Join(dir, "state")
 	cfg.Path = Bin()
 	d := &Daemon{Dir: dir, Config: cfg, log: slog.New(slog.DiscardHandler)}
-	t.Cleanup(func() { d.remove(t) })
-	d.Run(t)
-	t.Cleanup(func() { d.Stop(t) })
+	tb.Cleanup(func() { d.remove(tb) })
+	d.Run(tb)
+	tb.Cleanup(func() { d.Stop(tb) })
 	return d
 }
 
 // Run starts the daemon again after Stop.
-func (d *Daemon) Run(t testing.TB) {
-	t.Helper()
+func (d *Daemon) Run(tb testing.TB) {
+	tb.Helper()
 	s, err := containerd.NewSupervisor(d.Config, containerd.SupervisorDeps{Log: d.log, Dir: filepath.Join(d.Dir, "run")})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	if err := s.Start(t.Context()); err != nil {
-		t.Fatal(err)
+	if err := s.Start(tb.Context()); err != nil {
+		tb.Fatal(err)
 	}
 	d.supervisor = s
 }
 
 // Stop ends the daemon; containers go on.
-func (d *Daemon) Stop(t testing.TB) {
-	t.Helper()
-	if err := d.supervisor.Stop(context.WithoutCancel(t.Context())); err != nil {
-		t.Errorf("stop containerd: %v", err)
+func (d *Daemon) Stop(tb testing.TB) {
+	tb.Helper()
+	if err := d.supervisor.Stop(context.WithoutCancel(tb.Context())); err != nil {
+		tb.Errorf("stop containerd: %v", err)
 	}
 }
 
 // Client connects; the connection ends with the test.
-func (d *Daemon) Client(t testing.TB) *containerd.Client {
-	t.Helper()
+func (d *Daemon) Client(tb testing.TB) *containerd.Client {
+	tb.Helper()
 	c, err := containerd.New(d.Config)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	if err := c.Start(t.Context()); err != nil {
-		t.Fatal(err)
+	if err := c.Start(tb.Context()); err != nil {
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := c.Stop(context.WithoutCancel(t.Context())); err != nil {
-			t.Errorf("close containerd client: %v", err)
+	tb.Cleanup(func() {
+		if err := c.Stop(context.WithoutCancel(tb.Context())); err != nil {
+			tb.Errorf("close containerd client: %v", err)
 		}
 	})
 	return c
@@ -125,77 +125,77 @@ func (d *Daemon) Client(t testing.TB) *containerd.Client {
 
 // remove detaches what is mounted below the directory and removes it; what a
 // test left running there is a failure.
-func (d *Daemon) remove(t testing.TB) {
-	t.Helper()
+func (d *Daemon) remove(tb testing.TB) {
+	tb.Helper()
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	for line := range strings.Lines(string(b)) {
 		f := strings.Fields(line)
 		if len(f) > 4 && strings.HasPrefix(f[4], d.Dir+"/") {
-			t.Errorf("left mounted: %s", f[4])
+			tb.Errorf("left mounted: %s", f[4])
 			_ = unix.Unmount(f[4], unix.MNT_DETACH)
 		}
 	}
 	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	for _, p := range procs {
 		cmd, err := os.ReadFile(p)
 		if err == nil && bytes.Contains(cmd, []byte(d.Dir)) {
-			t.Errorf("left running: %s %s", p, bytes.ReplaceAll(cmd, []byte{0}, []byte{' '}))
+			tb.Errorf("left running: %s %s", p, bytes.ReplaceAll(cmd, []byte{0}, []byte{' '}))
 		}
 	}
 	if err := os.RemoveAll(d.Dir); err != nil {
-		t.Errorf("remove %s: %v", d.Dir, err)
+		tb.Errorf("remove %s: %v", d.Dir, err)
 	}
 }
 
 // logWriter sends log lines to the test's log.
-type logWriter struct{ t testing.TB }
+type logWriter struct{ tb testing.TB }
 
 func (w logWriter) Write(p []byte) (int, error) {
-	if w.t.Context().Err() == nil { // not after the test's end
-		w.t.Logf("%s", bytes.TrimRight(p, "\n"))
+	if w.tb.Context().Err() == nil { // not after the test's end
+		w.tb.Logf("%s", bytes.TrimRight(p, "\n"))
 	}
 	return len(p), nil
 }
 
 // Log is a logger that writes into the test's log.
-func Log(t testing.TB) *slog.Logger {
-	t.Helper()
-	if _, ok := t.(*testing.F); ok {
+func Log(tb testing.TB) *slog.Logger {
+	tb.Helper()
+	if _, ok := tb.(*testing.F); ok {
 		return slog.New(slog.DiscardHandler) // a fuzz test's log is closed to its targets
 	}
-	return slog.New(slog.NewTextHandler(logWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	return slog.New(slog.NewTextHandler(logWriter{tb}, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
 // Import makes the image Busybox in the daemon, unpacked.
-func (d *Daemon) Import(t testing.TB, change func(*ocispec.Image)) {
-	t.Helper()
+func (d *Daemon) Import(tb testing.TB, change func(*ocispec.Image)) {
+	tb.Helper()
 	c, err := client.New(d.Config.Address, client.WithDefaultNamespace(containerd.Namespace))
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	defer c.Close() //nolint:errcheck // the test's own connection
-	archive := ociArchive(t, Busybox, change)
-	imgs, err := c.Import(t.Context(), bytes.NewReader(archive))
+	archive := ociArchive(tb, Busybox, change)
+	imgs, err := c.Import(tb.Context(), bytes.NewReader(archive))
 	if err != nil {
-		t.Fatalf("import image: %v", err)
+		tb.Fatalf("import image: %v", err)
 	}
 	for _, i := range imgs {
-		if err := client.NewImage(c, i).Unpack(t.Context(), d.Config.Snapshotter); err != nil {
-			t.Fatalf("unpack image: %v", err)
+		if err := client.NewImage(c, i).Unpack(tb.Context(), d.Config.Snapshotter); err != nil {
+			tb.Fatalf("unpack image: %v", err)
 		}
 	}
 }
 
 // ociArchive is an OCI image layout of one layer with busybox in it.
-func ociArchive(t testing.TB, name string, change func(*ocispec.Image)) []byte {
-	t.Helper()
-	layer := busyboxLayer(t)
+func ociArchive(tb testing.TB, name string, change func(*ocispec.Image)) []byte {
+	tb.Helper()
+	layer := busyboxLayer(tb)
 	var img ocispec.Image
 	now := time.Unix(1700000000, 0).UTC()
 	img.Created, img.Architecture, img.OS = &now, "amd64", "linux"
@@ -214,7 +214,7 @@ func ociArchive(t testing.TB, name string, change func(*ocispec.Image)) []byte {
 	encode := func(v any) []byte {
 		b, err := json.Marshal(v)
 		if err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		return b
 	}
@@ -231,54 +231,54 @@ func ociArchive(t testing.TB, name string, change func(*ocispec.Image)) []byte {
 	var out bytes.Buffer
 	w := tar.NewWriter(&out)
 	for n, b := range files {
-		put(t, w, &tar.Header{Name: n, Mode: 0o644, Size: int64(len(b))}, b)
+		put(tb, w, &tar.Header{Name: n, Mode: 0o644, Size: int64(len(b))}, b)
 	}
 	if err := w.Close(); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return out.Bytes()
 }
 
-func busyboxLayer(t testing.TB) []byte {
-	t.Helper()
+func busyboxLayer(tb testing.TB) []byte {
+	tb.Helper()
 	bb, err := os.ReadFile("/bin/busybox")
 	if err != nil {
-		t.Fatalf("the package busybox-static is needed: %v", err)
+		tb.Fatalf("the package busybox-static is needed: %v", err)
 	}
 	var out bytes.Buffer
 	w := tar.NewWriter(&out)
 	for _, d := range []string{"bin", "etc", "root", "data", "tmp", "dev", "proc", "sys"} {
-		put(t, w, &tar.Header{Typeflag: tar.TypeDir, Name: d + "/", Mode: 0o755}, nil)
+		put(tb, w, &tar.Header{Typeflag: tar.TypeDir, Name: d + "/", Mode: 0o755}, nil)
 	}
-	put(t, w, &tar.Header{Name: "bin/busybox", Mode: 0o755, Size: int64(len(bb))}, bb)
+	put(tb, w, &tar.Header{Name: "bin/busybox", Mode: 0o755, Size: int64(len(bb))}, bb)
 	for n := range strings.FieldsSeq("sh sleep cat echo ls id touch mkdir rm ps kill hostname mount umount dd head tail seq true false env stat tr wc nc httpd wget ip sysctl printf chmod chown readlink df sync test yes") {
-		put(t, w, &tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + n, Linkname: "busybox", Mode: 0o777}, nil)
+		put(tb, w, &tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + n, Linkname: "busybox", Mode: 0o777}, nil)
 	}
 	text := func(name, s string) {
-		put(t, w, &tar.Header{Name: name, Mode: 0o644, Size: int64(len(s))}, []byte(s))
+		put(tb, w, &tar.Header{Name: name, Mode: 0o644, Size: int64(len(s))}, []byte(s))
 	}
 	text("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\nalice:x:1000:1000::/:/bin/sh\n")
 	text("etc/group", "root:x:0:\nalice:x:1000:\nteam:x:2000:alice\nnogroup:x:65534:\n")
 	text("data/file", "from the image\n")
 	if err := w.Close(); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return out.Bytes()
 }
 
-func put(t testing.TB, w *tar.Writer, h *tar.Header, b []byte) {
-	t.Helper()
+func put(tb testing.TB, w *tar.Writer, h *tar.Header, b []byte) {
+	tb.Helper()
 	if err := w.WriteHeader(h); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if _, err := io.Copy(w, bytes.NewReader(b)); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }
 
 // Name makes short names that differ between tests run side by side.
-func Name(t testing.TB) string {
-	t.Helper()
-	sum := sha256.Sum256([]byte(t.Name() + fmt.Sprint(os.Getpid())))
+func Name(tb testing.TB) string {
+	tb.Helper()
+	sum := sha256.Sum256([]byte(tb.Name() + fmt.Sprint(os.Getpid())))
 	return fmt.Sprintf("t%x", sum[:4])
 }
