@@ -14,10 +14,14 @@ import (
 )
 
 func (s *Server) snapshotProto(v volume.Volume) *csipb.Snapshot {
-	return &csipb.Snapshot{
+	out := &csipb.Snapshot{
 		SnapshotId: v.ID, SourceVolumeId: v.Volume, SizeBytes: v.Bytes, CreationTime: timestamppb.New(v.Created),
-		ReadyToUse: true, GroupSnapshotId: v.Group, AccessibleTopology: []*csipb.Topology{s.topology()},
+		ReadyToUse: true, AccessibleTopology: []*csipb.Topology{s.topology()},
 	}
+	if v.Group != nil {
+		out.GroupSnapshotId = v.Group.ID
+	}
+	return out
 }
 
 // CreateSnapshot takes a snapshot; it is ready on return.

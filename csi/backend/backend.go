@@ -12,6 +12,7 @@ package backend
 import (
 	"context"
 	"errors"
+	"os"
 )
 
 // Sentinels of every backend.
@@ -184,4 +185,13 @@ type Differ interface {
 type Measurer interface {
 	// Measure returns the bytes a volume uses and may use.
 	Measure(ctx context.Context, obj Object) (used, limit int64, err error)
+}
+
+// Porter is implemented by backends whose payloads are one stream of bytes.
+type Porter interface {
+	// Export copies obj's bytes to dst, holes as holes; progress (may be nil) hears
+	// of bytes that are done, and its error stops the copy.
+	Export(ctx context.Context, obj Object, dst *os.File, progress func(done int64) error) error
+	// Import replaces obj's bytes by src's; src is no longer than obj.
+	Import(ctx context.Context, obj Object, src *os.File, progress func(done int64) error) error
 }

@@ -128,6 +128,15 @@ func CopySparse(dst, src *os.File, progress func(done int64) error) error {
 	if err := dst.Truncate(st.Size()); err != nil {
 		return fmt.Errorf("size %s: %w", dst.Name(), err)
 	}
+	return CopyData(dst, src, progress)
+}
+
+// CopyData is CopySparse into a file that keeps its own size.
+func CopyData(dst, src *os.File, progress func(done int64) error) error {
+	st, err := src.Stat()
+	if err != nil {
+		return err
+	}
 	data, err := dataSpans(src, st.Size())
 	if err != nil {
 		return err

@@ -68,7 +68,7 @@ type Config struct {
 	// volumes by one id.
 	NodeName string `yaml:"-"`
 	// StateDir keeps what must survive a reboot outside the pools: which pools
-	// were seen, and group snapshots in the making.
+	// were seen.
 	StateDir string `yaml:"stateDir"`
 	// CgroupRoot is where the cgroup hierarchies are mounted.
 	CgroupRoot string        `yaml:"cgroupRoot"`

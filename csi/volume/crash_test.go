@@ -182,6 +182,7 @@ func disturb(t *testing.T, w *world, point, how string) {
 		}
 	}
 	w.point = nil
+	w.m.sweepTrash(context.Background(), "") // as the background does
 	if hit == 0 {
 		t.Fatal("the checkpoint was not passed")
 	}

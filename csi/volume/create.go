@@ -84,6 +84,8 @@ type plan struct {
 	pool     *pool
 	features backend.Features
 	from     *object
+	// content (may be nil) fills the fresh payload, for imports.
+	content func(ctx context.Context, obj backend.Object) error
 }
 
 func (r CreateRequest) check() error {
@@ -319,7 +321,10 @@ func (m *Manager) build(ctx context.Context, pl *plan, verb string) error {
 // sharing blocks before it does.
 func (m *Manager) fill(ctx context.Context, pl *plan, obj backend.Object, from *backend.Object) error {
 	if pl.from == nil || pl.from.rec.Kind == KindSnapshot {
-		return pl.pool.be.Create(ctx, obj, from)
+		if err := pl.pool.be.Create(ctx, obj, from); err != nil || pl.content == nil {
+			return err
+		}
+		return pl.content(ctx, obj)
 	}
 	if err := m.markShared(pl.pool, pl.from.rec, pl.features); err != nil {
 		return err

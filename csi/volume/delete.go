@@ -79,17 +79,22 @@ func (m *Manager) discard(ctx context.Context, o *object, verb string) error {
 			m.drop(rec.ID)
 			return m.state.update(rec.ID, func(st *attachState) { *st = attachState{} })
 		}},
-		{name: "destroy", do: func(ctx context.Context) error {
-			// The volume is gone for everybody; what fails here is garbage, and
-			// recovery collects it.
-			if err := destroyTrash(ctx, p, obj, trash); err != nil {
-				m.log.ErrorContext(ctx, "deleted volume left data in the trash", "volume", rec.ID, "path", trash, "err", err)
-			}
-			return nil
-		}},
 	})
 	if err != nil {
 		return err
+	}
+	// The object is gone for everybody: what fails from here on is garbage, which
+	// the background sweep collects.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer cancel()
+	err = m.run(ctx, rec.ID, verb, []step{{name: "destroy", do: func(ctx context.Context) error {
+		return destroyTrash(ctx, p, obj, trash)
+	}}})
+	if errors.Is(err, errCrash) {
+		return err
+	}
+	if err != nil {
+		m.log.WarnContext(ctx, "deleted volume left data in the trash", "volume", rec.ID, "path", trash, "err", err)
 	}
 	p.forget()
 	m.log.InfoContext(ctx, "volume deleted", "volume", rec.ID, "kind", string(rec.Kind), "pool", p.cfg.Name)

@@ -63,7 +63,8 @@ type Record struct {
 	Labels map[string]string `json:"labels,omitempty"`
 	Source *SourceRef        `json:"source,omitempty"` // of a volume
 	Volume string            `json:"volume,omitempty"` // of a snapshot: its source
-	Group  string            `json:"group,omitempty"`  // of a snapshot in a group
+	// Group is set for a snapshot in a group.
+	Group *GroupRef `json:"group,omitempty"`
 
 	Block  bool   `json:"block,omitempty"` // made for raw block use
 	FSType string `json:"fsType,omitempty"`
@@ -77,6 +78,27 @@ type Record struct {
 	Shared bool `json:"shared,omitempty"`
 	// Pod is set for ephemeral inline volumes.
 	Pod *PodRef `json:"pod,omitempty"`
+}
+
+// GroupState is where a group snapshot is; every member's record has it.
+type GroupState string
+
+// The states of a group. All members are "making" until every one of them is
+// committed, and all are "unmaking" before the first one goes, so that from any
+// mixture recovery knows which way to finish.
+const (
+	GroupReady    GroupState = ""
+	GroupMaking   GroupState = "making"
+	GroupUnmaking GroupState = "unmaking"
+)
+
+// GroupRef is a snapshot's membership: any member tells of the whole group.
+type GroupRef struct {
+	ID    string     `json:"id"`
+	Name  string     `json:"name"`
+	State GroupState `json:"state,omitempty"`
+	// Members maps snapshot ids to the volumes they are of.
+	Members map[string]string `json:"members"`
 }
 
 // PodRef names the pod an ephemeral volume belongs to.

@@ -213,8 +213,8 @@ func (m *Manager) markShared(p *pool, r Record, f backend.Features) error {
 // DeleteSnapshot removes a snapshot; what does not exist is deleted. Volumes
 // restored from it stay whole. A group's member goes with its group only.
 func (m *Manager) DeleteSnapshot(ctx context.Context, id string) error {
-	if o := m.peek(id); o != nil && o.rec.Kind == KindSnapshot && o.rec.Group != "" {
-		return fmt.Errorf("%w: snapshot %s belongs to group %s and is deleted with it", ErrInvalid, id, o.rec.Group)
+	if o := m.peek(id); o != nil && o.rec.Kind == KindSnapshot && o.rec.Group != nil {
+		return fmt.Errorf("%w: snapshot %s belongs to group %s and is deleted with it", ErrInvalid, id, o.rec.Group.ID)
 	}
 	return m.remove(ctx, KindSnapshot, id, "delete snapshot")
 }
