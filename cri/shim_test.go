@@ -354,3 +354,22 @@ func TestDaemonProcess(t *testing.T) {
 	}
 	<-t.Context().Done() // it is killed before
 }
+
+// TestRootShimUserNamespace runs a container in a user namespace: its root file system and a volume appear with the
+// owners of the namespace.
+func TestRootShimUserNamespace(t *testing.T) {
+	r := newShimRig(t)
+	pod := r.pod("mapped")
+	userns := &runtimeapi.UserNamespace{
+		Uids: []*runtimeapi.IDMapping{{HostId: 1 << 20, Length: 65536}},
+		Gids: []*runtimeapi.IDMapping{{HostId: 1 << 20, Length: 65536}},
+	}
+	pod.Linux.SecurityContext.NamespaceOptions.UsernsOptions = userns
+	sb := r.runPod(pod)
+	out := r.sh(sb, pod, "who", "stat -c %u /bin/busybox /etc/hosts; cat /proc/self/uid_map; touch /new && stat -c %u /new", func(c *runtimeapi.ContainerConfig) {
+		c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = userns
+	})
+	if got := strings.Join(strings.Fields(out), " "); got != "0 0 0 1048576 65536 0" {
+		t.Errorf("got %q", got)
+	}
+}

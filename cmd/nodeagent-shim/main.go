@@ -13,11 +13,13 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"runtime/debug"
 )
 
 // runtimeName is the runtime type that containerd derives this program's name from when no path is configured.
 const runtimeName = "io.containerd.nodeagent.v1"
+
+// version is set by the linker: -X main.version=v1.2.3.
+var version = "v0.1.0-dev"
 
 // flags are what containerd passes, together with the environment.
 type flags struct {
@@ -29,21 +31,21 @@ type flags struct {
 
 func main() {
 	var f flags
-	var version, info bool
+	var showVersion, info bool
 	flag.StringVar(&f.namespace, "namespace", "", "containerd's `namespace` of the task")
 	flag.StringVar(&f.id, "id", "", "`id` of the task")
 	flag.StringVar(&f.bundle, "bundle", "", "bundle `directory`, for delete")
 	flag.StringVar(&f.address, "address", "", "`address` of containerd's gRPC socket")
 	flag.BoolVar(&f.debug, "debug", false, "write more to containerd's log")
 	flag.String("publish-binary", "", "not used; events go to $TTRPC_ADDRESS")
-	flag.BoolVar(&version, "v", false, "print the version")
+	flag.BoolVar(&showVersion, "v", false, "print the version")
 	flag.BoolVar(&info, "info", false, "print what the OCI runtime supports")
 	flag.Parse()
 	f.ttrpc = os.Getenv("TTRPC_ADDRESS")
 	var err error
 	switch {
-	case version:
-		err = printVersion()
+	case showVersion:
+		_, err = fmt.Printf("%s:\n  Version:  %s\n  Go version: %s\n", runtimeName, version, runtime.Version())
 	case info:
 		err = printInfo(context.Background())
 	default:
@@ -68,13 +70,4 @@ func act(ctx context.Context, f flags, action string) error {
 		return serve(ctx, f)
 	}
 	return fmt.Errorf("unknown action %q", action)
-}
-
-func printVersion() error {
-	version := "unknown"
-	if b, ok := debug.ReadBuildInfo(); ok {
-		version = b.Main.Version
-	}
-	_, err := fmt.Printf("%s:\n  Version:  %s\n  Go version: %s\n", runtimeName, version, runtime.Version())
-	return err
 }

@@ -79,10 +79,10 @@ func printInfo(ctx context.Context) error {
 	if rt.Binary == "" {
 		rt.Binary = oci.DefaultBinary
 	}
-	var m, version wire.Message
+	var m, v wire.Message
 	m.String(1, runtimeName)
-	version.String(1, "1")
-	m.Bytes(2, version)
+	v.String(1, version)
+	m.Bytes(2, v)
 	if options.Type != "" {
 		m.Any(3, options)
 	}

@@ -131,12 +131,20 @@ func TestFields(t *testing.T) {
 
 		"no seccomp":      {nil, seccomp, "none"},
 		"default seccomp": {security(func(s *sec) { s.Seccomp = profile(0, "") }), seccomp, "SCMP_ACT_ERRNO"},
-		"legacy seccomp":  {security(func(s *sec) { s.SeccompProfilePath = "localhost//profiles/ok.json" }), seccomp, "SCMP_ACT_ALLOW"},      //nolint:staticcheck // the deprecated field is under test
-		"typed wins":      {security(func(s *sec) { s.Seccomp, s.SeccompProfilePath = profile(1, ""), "runtime/default" }), seccomp, "none"}, //nolint:staticcheck // the deprecated field is under test
-		"local seccomp":   {security(func(s *sec) { s.Seccomp = profile(2, "/profiles/ok.json") }), seccomp, "SCMP_ACT_ALLOW"},
-		"unset seccomp":   {func(in *spec.Input) { in.Policy.UnsetSeccomp = profile(0, "") }, seccomp, "SCMP_ACT_ERRNO"},
-		"privileged":      {func(in *spec.Input) { privileged(in); in.Config.Linux.SecurityContext.Seccomp = profile(0, "") }, seccomp, "none"},
-		"apparmor":        {func(in *spec.Input) { in.Host.AppArmor = true }, apparmor, "cri-containerd.apparmor.d"},
+		"only what runs": {func(in *spec.Input) {
+			in.Host.NoForeign = []specs.Arch{specs.ArchX32}
+			in.Config.Linux.SecurityContext.Seccomp = profile(0, "")
+		}, arches, "[SCMP_ARCH_X86_64 SCMP_ARCH_X86]"},
+		"native only": {func(in *spec.Input) {
+			in.Policy.NativeSyscallsOnly = true
+			in.Config.Linux.SecurityContext.Seccomp = profile(0, "")
+		}, arches, "[SCMP_ARCH_X86_64]"},
+		"legacy seccomp": {security(func(s *sec) { s.SeccompProfilePath = "localhost//profiles/ok.json" }), seccomp, "SCMP_ACT_ALLOW"},      //nolint:staticcheck // the deprecated field is under test
+		"typed wins":     {security(func(s *sec) { s.Seccomp, s.SeccompProfilePath = profile(1, ""), "runtime/default" }), seccomp, "none"}, //nolint:staticcheck // the deprecated field is under test
+		"local seccomp":  {security(func(s *sec) { s.Seccomp = profile(2, "/profiles/ok.json") }), seccomp, "SCMP_ACT_ALLOW"},
+		"unset seccomp":  {func(in *spec.Input) { in.Policy.UnsetSeccomp = profile(0, "") }, seccomp, "SCMP_ACT_ERRNO"},
+		"privileged":     {func(in *spec.Input) { privileged(in); in.Config.Linux.SecurityContext.Seccomp = profile(0, "") }, seccomp, "none"},
+		"apparmor":       {func(in *spec.Input) { in.Host.AppArmor = true }, apparmor, "cri-containerd.apparmor.d"},
 		"apparmor local": {func(in *spec.Input) {
 			in.Host.AppArmor = true
 			in.Config.Linux.SecurityContext.Apparmor = profile(2, "local")
@@ -202,6 +210,7 @@ func TestFields(t *testing.T) {
 func args(s *specs.Spec) any     { return s.Process.Args }
 func env(s *specs.Spec) any      { return s.Process.Env }
 func cwd(s *specs.Spec) any      { return s.Process.Cwd }
+func arches(s *specs.Spec) any   { return s.Linux.Seccomp.Architectures }
 func apparmor(s *specs.Spec) any { return s.Process.ApparmorProfile }
 func selinux(s *specs.Spec) any  { return s.Process.SelinuxLabel + " " + s.Linux.MountLabel }
 

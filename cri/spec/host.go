@@ -2,7 +2,11 @@
 
 package spec
 
-import "path"
+import (
+	"path"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
 
 // CgroupMode is how the host mounts its cgroups.
 type CgroupMode string
@@ -30,6 +34,9 @@ type Host struct {
 	MinOOMScoreAdj int
 	// Capabilities are the names (CAP_...) that ALL and privileged stand for: the daemon's bounding set.
 	Capabilities []string
+	// NoForeign are the seccomp architectures that the default profile lists but this kernel cannot run: their rules would only
+	// cost time, some 6 ms for each architecture whenever an OCI runtime compiles the profile.
+	NoForeign []specs.Arch
 	// Seccomp, AppArmor and SELinux say whether the kernel has them enabled.
 	Seccomp, AppArmor, SELinux bool
 }

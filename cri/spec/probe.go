@@ -24,6 +24,8 @@ func Probe() (Host, error) {
 		Seccomp:  seccomp.IsEnabled(),
 		AppArmor: apparmor.HostSupports(),
 		SELinux:  selinux.GetEnabled(),
+
+		NoForeign: noForeign(),
 	}
 	var err error
 	if h.Hostname, err = os.Hostname(); err != nil {

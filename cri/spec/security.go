@@ -135,7 +135,7 @@ func (b *builder) seccomp() error {
 	case p.GetProfileType() == runtimeapi.SecurityProfile_Unconfined:
 		b.spec.Linux.Seccomp = nil
 	case p.GetProfileType() == runtimeapi.SecurityProfile_RuntimeDefault:
-		b.spec.Linux.Seccomp = seccomp.DefaultProfile(b.spec)
+		b.spec.Linux.Seccomp = b.defaultProfile()
 	default:
 		profile, err := b.readProfile(strings.TrimPrefix(p.GetLocalhostRef(), "localhost/"))
 		if err != nil {
@@ -144,6 +144,19 @@ func (b *builder) seccomp() error {
 		b.spec.Linux.Seccomp = profile
 	}
 	return nil
+}
+
+// defaultProfile is containerd's, without the architectures that do not occur here. The first is the native one.
+func (b *builder) defaultProfile() *specs.LinuxSeccomp {
+	profile := seccomp.DefaultProfile(b.spec)
+	if b.in.Policy.NativeSyscallsOnly && len(profile.Architectures) > 1 {
+		profile.Architectures = profile.Architectures[:1]
+		return profile
+	}
+	profile.Architectures = slices.DeleteFunc(profile.Architectures, func(a specs.Arch) bool {
+		return slices.Contains(b.in.Host.NoForeign, a)
+	})
+	return profile
 }
 
 func (b *builder) readProfile(file string) (*specs.LinuxSeccomp, error) {
