@@ -26,6 +26,10 @@ deps: ## install Debian packages and build containerd, runc, Kubernetes and the 
 generate: ## regenerate what is generated from the BPF C programs
 	go generate ./bpf/...
 
+.PHONY: check-generate
+check-generate: generate ## fail when generated files are not those that are committed
+	git diff --exit-code -- bpf
+
 .PHONY: build
 build: ## build the programs into bin/
 	@mkdir -p bin
@@ -38,11 +42,11 @@ fmt: ## format Go and C
 
 .PHONY: lint
 lint: ## run the linters
-	golangci-lint run ./...
-	cd tests/e2e && golangci-lint run --config ../../.golangci.yml ./...
+	golangci-lint run --allow-parallel-runners ./...
+	cd tests/e2e && golangci-lint run --allow-parallel-runners --config ../../.golangci.yml ./...
 
 .PHONY: test
-test: test-unit test-root test-e2e ## run every test
+test: deps check-generate lint test-unit test-root test-e2e ## run every test, after what they need is there
 
 .PHONY: test-unit
 test-unit: ## run the tests that need no root
@@ -58,7 +62,7 @@ test-e2e: build ## run the black-box tests on a real one-node cluster (root)
 	cd tests/e2e && go test -timeout 20m $(if $(RUN),-run '$(RUN)') -v ./...
 
 .PHONY: run
-run: build ## start a one-node cluster with a demo in namespaces of its own (DETACH=1 leaves it in the background)
+run: deps build ## start a one-node cluster with a demo in namespaces of its own (DETACH=1 leaves it in the background)
 	@$(HARNESS)
 	@bin/cluster demo $(if $(DETACH),--detach) $(ARGS)
 
