@@ -103,7 +103,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Server, error) {
 		return nil, err
 	}
 	s.images, err = image.New(cfg.Image, image.Deps{
-		Records: deps.Containerd, Puller: deps.Containerd, Snapshots: deps.Containerd,
+		Records: deps.Containerd, Puller: deps.Containerd, Snapshots: deps.Containerd, Views: deps.Containerd,
 		Snapshotter: deps.Containerd.Snapshotter(""), Log: deps.Log,
 	})
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"strings"
 
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/transfer"
@@ -58,31 +59,50 @@ func (c *Client) PullImage(ctx context.Context, p Pull) (ImageRecord, error) {
 	if p.Lease != "" {
 		ctx = leases.WithLease(ctx, p.Lease)
 	}
-	opts := []registry.Opt{
+	err := c.transfer(ctx, p, true)
+	separately := err != nil && strings.Contains(err.Error(), noUnpacker)
+	if separately {
+		err = c.transfer(ctx, p, false)
+	}
+	if err != nil {
+		return ImageRecord{}, err
+	}
+	rec, err := c.ImageRecord(ctx, p.Ref)
+	if err == nil && separately {
+		err = c.UnpackImage(ctx, rec, p.Snapshotter)
+	}
+	return rec, err
+}
+
+// noUnpacker is how the transfer service says that its configuration
+// (unpack_config) does not name the snapshotter. It has no error kind of its own.
+const noUnpacker = "no unpack platforms defined"
+
+// transfer makes one call of the transfer service.
+func (c *Client) transfer(ctx context.Context, p Pull, unpack bool) error {
+	src, err := registry.NewOCIRegistry(ctx, p.Ref,
 		registry.WithCredentials(credentials(p.Credentials)),
 		registry.WithHostDir(p.HostsDir),
 		registry.WithHeaders(p.Header),
-	}
-	src, err := registry.NewOCIRegistry(ctx, p.Ref, opts...)
+	)
 	if err != nil {
-		return ImageRecord{}, fmt.Errorf("prepare registry for %s: %w", p.Ref, err)
+		return fmt.Errorf("prepare registry for %s: %w", p.Ref, err)
 	}
 	platform := platforms.DefaultSpec()
-	dst := transferimage.NewStore(p.Ref,
+	opts := []transferimage.StoreOpt{
 		transferimage.WithPlatforms(platform),
-		transferimage.WithUnpack(platform, p.Snapshotter),
 		transferimage.WithImageLabels(maps.Clone(p.Labels)),
-	)
+	}
+	if unpack {
+		opts = append(opts, transferimage.WithUnpack(platform, p.Snapshotter))
+	}
 	var topts []transfer.Opt
 	if p.Progress != nil {
 		topts = append(topts, transfer.WithProgress(func(t transfer.Progress) {
 			p.Progress(PullEvent{Event: t.Event, Desc: t.Desc, Progress: t.Progress, Total: t.Total})
 		}))
 	}
-	if err := c.c.Transfer(ctx, src, dst, topts...); err != nil {
-		return ImageRecord{}, err
-	}
-	return c.ImageRecord(ctx, p.Ref)
+	return c.c.Transfer(ctx, src, transferimage.NewStore(p.Ref, opts...), topts...)
 }
 
 // credentials adapts a function to what the transfer service asks.

@@ -34,6 +34,14 @@ func needRoot(t *testing.T) {
 	t.Fatal("needs root; set NODEAGENT_SKIP_ROOT=1 to leave the root tests out")
 }
 
+// cache is where `make deps` puts the programs that tests run.
+func cache() string {
+	if dir := os.Getenv("NODEAGENT_CACHE"); dir != "" {
+		return dir
+	}
+	return "/var/cache/nodeagent"
+}
+
 // node is a real containerd with the image service on it.
 type node struct {
 	ctrd     *containerd.Client
@@ -47,13 +55,9 @@ func startContainerd(t *testing.T) containerd.Config {
 	t.Helper()
 	needRoot(t)
 	dir := t.TempDir()
-	cache := os.Getenv("NODEAGENT_CACHE")
-	if cache == "" {
-		cache = "/var/cache/nodeagent"
-	}
 	cfg := containerd.Default()
 	cfg.Managed = true
-	cfg.Path = filepath.Join(cache, "bin")
+	cfg.Path = filepath.Join(cache(), "bin")
 	cfg.Address = filepath.Join(dir, "c.sock")
 	cfg.Root = filepath.Join(dir, "root")
 	cfg.State = filepath.Join(dir, "state")
@@ -105,7 +109,7 @@ func connect(t *testing.T, cfg containerd.Config) *containerd.Client {
 func (n *node) start(t *testing.T) {
 	t.Helper()
 	s, err := image.New(n.cfg, image.Deps{
-		Records: n.ctrd, Puller: n.ctrd, Snapshots: n.ctrd, Snapshotter: "overlayfs",
+		Records: n.ctrd, Puller: n.ctrd, Snapshots: n.ctrd, Views: n.ctrd, Snapshotter: "overlayfs",
 		KnownHandler: func(h string) bool { return h == "runc" },
 		Log:          slog.New(slog.NewTextHandler(&testLog{t: t}, nil)),
 	})

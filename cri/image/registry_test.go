@@ -226,6 +226,16 @@ func layer(t *testing.T, seed uint64, name string, size int) (plain, packed []by
 		t.Fatal(err)
 	}
 	_, _ = tw.Write(data)
+	for _, h := range []*tar.Header{
+		{Name: "dir", Mode: 0o755, Typeflag: tar.TypeDir},
+		{Name: "dir/in", Mode: 0o644, Typeflag: tar.TypeReg},
+		{Name: "inside", Linkname: "/dir", Typeflag: tar.TypeSymlink},
+		{Name: "outside", Linkname: "../../../../../../../../etc", Typeflag: tar.TypeSymlink},
+	} {
+		if err := tw.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if err := tw.Close(); err != nil {
 		t.Fatal(err)
 	}

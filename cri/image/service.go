@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/distribution/reference"
+	"github.com/moby/locker"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -138,6 +139,7 @@ var (
 	_ Records   = (*containerd.Client)(nil)
 	_ Puller    = (*containerd.Client)(nil)
 	_ Snapshots = (*containerd.Client)(nil)
+	_ Views     = (*containerd.Client)(nil)
 )
 
 // Deps are the service's neighbours; all are needed.
@@ -145,6 +147,7 @@ type Deps struct {
 	Records   Records
 	Puller    Puller
 	Snapshots Snapshots
+	Views     Views
 	// Snapshotter is the default snapshotter.
 	Snapshotter string
 	// KnownHandler says whether a runtime handler is configured; nil: all are.
@@ -156,13 +159,14 @@ type Deps struct {
 type Service struct {
 	runtimeapi.UnimplementedImageServiceServer
 
-	cfg   Config
-	deps  Deps
-	log   *slog.Logger
-	index *index
-	usage *usage
-	board board
-	slots chan struct{} // nil: no limit on parallel pulls
+	cfg        Config
+	deps       Deps
+	log        *slog.Logger
+	index      *index
+	usage      *usage
+	board      board
+	volumeLock *locker.Locker // by owner
+	slots      chan struct{}  // nil: no limit on parallel pulls
 
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -181,7 +185,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 		return nil, err
 	}
 	s := &Service{
-		cfg: cfg, deps: deps, log: deps.Log, index: newIndex(), usage: newUsage(), pulls: map[string]*pulling{},
+		cfg: cfg, deps: deps, log: deps.Log, index: newIndex(), usage: newUsage(), volumeLock: locker.New(), pulls: map[string]*pulling{},
 	}
 	if cfg.MaxParallelPulls > 0 {
 		s.slots = make(chan struct{}, cfg.MaxParallelPulls)
