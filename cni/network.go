@@ -179,7 +179,7 @@ func (n *Network) Start(ctx context.Context) (retErr error) {
 
 // Stop refuses new verbs, waits for those under way and for the background
 // work; pods keep their network.
-func (n *Network) Stop(context.Context) error {
+func (n *Network) Stop(ctx context.Context) error {
 	if n.stop == nil {
 		return nil
 	}
@@ -187,7 +187,16 @@ func (n *Network) Stop(context.Context) error {
 	n.served, n.opened = false, false
 	n.mu.Unlock()
 	n.stop()
-	n.done.Wait()
+	idle := make(chan struct{})
+	go func() {
+		n.done.Wait()
+		close(idle)
+	}()
+	select {
+	case <-idle:
+	case <-ctx.Done():
+		return fmt.Errorf("stop the pod network: verbs are still under way: %w", context.Cause(ctx))
+	}
 	n.wire.Close()
 	return errors.Join(n.closeQueue(), n.host.Close())
 }

@@ -10,10 +10,10 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/nodeagent/nodeagent/cni/ipam"
+	"github.com/nodeagent/nodeagent/cni/shim"
 )
 
 // Annotations of a pod that the network obeys, where the request itself does
@@ -69,26 +69,12 @@ func (n *Network) poolOf(p Pod) (string, error) {
 	return ipam.DefaultPool, nil
 }
 
-// isContainerID is the pattern of the CNI specification,
-// [a-zA-Z0-9][a-zA-Z0-9_.\-]*.
-func isContainerID(s string) bool {
-	for i, c := range []byte(s) {
-		alnum := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
-		if !alnum && (i == 0 || c != '_' && c != '.' && c != '-') {
-			return false
-		}
-	}
-	return s != ""
-}
-
 func (k Key) validate() error {
 	var errs []error
-	if !isContainerID(k.ContainerID) {
+	if !shim.ValidName(k.ContainerID) {
 		errs = append(errs, fmt.Errorf("%w: container id %q", ErrInvalid, k.ContainerID))
 	}
-	bad := k.IfName == "" || len(k.IfName) >= unix.IFNAMSIZ || k.IfName == "." || k.IfName == ".." || k.IfName == "lo" ||
-		strings.ContainsAny(k.IfName, "/: \t\n\v\f\r")
-	if bad {
+	if !shim.ValidIfName(k.IfName) {
 		errs = append(errs, fmt.Errorf("%w: interface name %q", ErrInvalid, k.IfName))
 	}
 	return errors.Join(errs...)

@@ -216,6 +216,10 @@ func TestRootVersionsAndVerbs(t *testing.T) {
 	n := newNode(t)
 	for _, v := range shim.Versions() {
 		t.Run(v, func(t *testing.T) {
+			spoken, e := n.call(map[string]string{"CNI_COMMAND": "VERSION"}, n.conf(v, ""))
+			if e != nil || !strings.Contains(string(spoken), `"cniVersion":"`+v+`"`) {
+				t.Errorf("VERSION: %s, %v", spoken, e)
+			}
 			id := "pod-" + v
 			ns := n.newNS(id)
 			out, e := n.call(env("ADD", id, ns), n.conf(v, ""))
@@ -325,15 +329,16 @@ func TestRootBadInput(t *testing.T) {
 		{"CHECK without netns", without("CHECK", "CNI_NETNS"), good, shim.CodeEnvironment, "CNI_NETNS"},
 		{"DEL without id", without("DEL", "CNI_CONTAINERID"), good, shim.CodeEnvironment, "CNI_CONTAINERID"},
 		{"unknown verb", with("CNI_COMMAND", "SING"), good, shim.CodeEnvironment, "SING"},
-		{"bad id", with("CNI_CONTAINERID", "../x"), good, shim.CodeConfig, "../x"},
-		{"bad ifname", with("CNI_IFNAME", "a/b"), good, shim.CodeConfig, "a/b"},
-		{"long ifname", with("CNI_IFNAME", "sixteencharacter"), good, shim.CodeConfig, "sixteencharacter"},
+		{"bad id", with("CNI_CONTAINERID", "../x"), good, shim.CodeEnvironment, "CNI_CONTAINERID=../x"},
+		{"bad ifname", with("CNI_IFNAME", "a/b"), good, shim.CodeEnvironment, "CNI_IFNAME=a/b"},
+		{"long ifname", with("CNI_IFNAME", "sixteencharacter"), good, shim.CodeEnvironment, "CNI_IFNAME=sixteencharacter"},
 		{"bad args", with("CNI_ARGS", "FOO=1"), good, shim.CodeEnvironment, "FOO"},
 		{"netns is a file", with("CNI_NETNS", file), good, shim.CodeNetNS, file},
 		{"netns is missing", with("CNI_NETNS", file+"x"), good, shim.CodeNetNS, file + "x"},
 		{"netns is the node's", with("CNI_NETNS", n.host), good, shim.CodeNetNS, "node's own"},
 		{"no JSON", env("ADD", "pod", ns), "{", shim.CodeDecode, ""},
 		{"no name", env("ADD", "pod", ns), `{"cniVersion":"1.1.0"}`, shim.CodeConfig, "name"},
+		{"bad name", env("ADD", "pod", ns), `{"cniVersion":"1.1.0","name":"a/b"}`, shim.CodeConfig, "a/b"},
 		{"old version", env("ADD", "pod", ns), n.conf("0.2.0", ""), shim.CodeVersion, "0.2.0"},
 		{"new version", env("ADD", "pod", ns), n.conf("2.0.0", ""), shim.CodeVersion, "2.0.0"},
 		{"bad ips", env("ADD", "pod", ns), n.conf("1.1.0", `,"runtimeConfig":{"ips":["10.0.0.300"]}`), shim.CodeConfig, "10.0.0.300"},

@@ -50,7 +50,7 @@ func Run(p Process) int {
 
 func run(p Process) ([]byte, error) {
 	if p.Getenv("CNI_COMMAND") == Version {
-		return json.Marshal(map[string]any{"cniVersion": newestVersion, "supportedVersions": Versions()})
+		return speakVersions(p.Stdin)
 	}
 	call, conf, err := read(p)
 	if err != nil {
@@ -61,6 +61,17 @@ func run(p Process) ([]byte, error) {
 		e.CNIVersion = conf.CNIVersion
 	}
 	return body, err
+}
+
+// speakVersions answers VERSION: in the version of the question, if it has one.
+func speakVersions(stdin io.Reader) ([]byte, error) {
+	conf := Conf{CNIVersion: newestVersion}
+	if raw, err := io.ReadAll(stdin); err == nil && len(raw) > 0 {
+		if err := json.Unmarshal(raw, &conf); err != nil {
+			return nil, fault(CodeDecode, "the question is not valid JSON", err.Error())
+		}
+	}
+	return json.Marshal(map[string]any{"cniVersion": conf.CNIVersion, "supportedVersions": Versions()})
 }
 
 // ask sends the call, or does for it what can be done without the daemon.
@@ -128,22 +139,29 @@ func (c Call) checkEnvironment(path string) error {
 	if !onPod && c.Verb != GC && c.Verb != Status {
 		return fault(CodeEnvironment, "CNI_COMMAND has an unknown value: "+c.Verb, "")
 	}
-	var missing []string
+	var missing, malformed []string
 	for _, v := range []struct {
 		name, value string
 		needed      bool
+		valid       func(string) bool
 	}{
-		{"CNI_CONTAINERID", c.ContainerID, onPod},
-		{"CNI_NETNS", c.NetNS, c.Verb == Add || c.Verb == Check},
-		{"CNI_IFNAME", c.IfName, onPod},
-		{"CNI_PATH", path, true},
+		{"CNI_CONTAINERID", c.ContainerID, onPod, ValidName},
+		{"CNI_NETNS", c.NetNS, c.Verb == Add || c.Verb == Check, nil},
+		{"CNI_IFNAME", c.IfName, onPod, ValidIfName},
+		{"CNI_PATH", path, true, nil},
 	} {
-		if v.needed && v.value == "" {
+		switch {
+		case v.needed && v.value == "":
 			missing = append(missing, v.name)
+		case v.needed && v.valid != nil && !v.valid(v.value):
+			malformed = append(malformed, v.name+"="+v.value)
 		}
 	}
 	if len(missing) > 0 {
 		return fault(CodeEnvironment, "required environment variables are missing: "+strings.Join(missing, ", "), "")
+	}
+	if len(malformed) > 0 {
+		return fault(CodeEnvironment, "environment variables are malformed: "+strings.Join(malformed, ", "), "")
 	}
 	return nil
 }
@@ -163,8 +181,8 @@ func (c *Conf) check(verb string) error {
 	if at < slices.Index(Versions(), since) {
 		return fault(CodeVersion, verb+" needs CNI version "+since+", the network configuration has "+c.CNIVersion, "")
 	}
-	if c.Name == "" {
-		return fault(CodeConfig, "the network configuration has no name", "")
+	if !ValidName(c.Name) {
+		return fault(CodeConfig, "the name of the network configuration is missing or malformed: "+c.Name, "")
 	}
 	return nil
 }
