@@ -83,7 +83,10 @@ func newInstaller(cmd *cobra.Command, o install.Options) (*install.Installer, er
 	if err != nil {
 		return nil, err
 	}
-	i, err := install.New(o, install.Deps{Log: log})
+	i, err := install.New(o, install.Deps{Log: log, CheckConfig: func(data []byte) error {
+		_, err := config.Parse("config.yaml", data)
+		return err
+	}})
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errUsage, err)
 	}

@@ -27,15 +27,9 @@ func (i *Installer) configFiles() ([]file, error) {
 		data, err := packaging.DefaultConfig()
 		return []file{{path: packaging.ConfigPath, mode: 0o644, data: data, once: true}}, err
 	}
-	cfg := map[string]any{"apiVersion": "nodeagent.dev/v1alpha1", "kind": "NodeAgentConfiguration"}
-	if i.opts.Config != "" {
-		data, err := os.ReadFile(i.opts.Config)
-		if err != nil {
-			return nil, fmt.Errorf("read configuration: %w", err)
-		}
-		if err := yaml.Unmarshal(data, &cfg); err != nil {
-			return nil, fmt.Errorf("read configuration %s: %w", i.opts.Config, err)
-		}
+	cfg, err := i.givenConfig()
+	if err != nil {
+		return nil, err
 	}
 	if i.opts.Node != "" {
 		preset(cfg, "node.name", i.opts.Node)
@@ -63,7 +57,28 @@ func (i *Installer) configFiles() ([]file, error) {
 		return nil, fmt.Errorf("render configuration: %w", err)
 	}
 	data = append([]byte("# Written by nodeagent install.\n"), data...)
+	if i.deps.CheckConfig != nil {
+		if err := i.deps.CheckConfig(data); err != nil {
+			return nil, fmt.Errorf("configuration is not written: %w", err)
+		}
+	}
 	return []file{{path: packaging.ConfigPath, mode: 0o644, data: data}}, nil
+}
+
+// givenConfig is the configuration that was given, or an empty one.
+func (i *Installer) givenConfig() (map[string]any, error) {
+	cfg := map[string]any{"apiVersion": "nodeagent.dev/v1alpha1", "kind": "NodeAgentConfiguration"}
+	if i.opts.Config == "" {
+		return cfg, nil
+	}
+	data, err := os.ReadFile(i.opts.Config)
+	if err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	if err := yaml.Unmarshal(data, &cfg); err != nil {
+		return nil, fmt.Errorf("read configuration %s: %w", i.opts.Config, err)
+	}
+	return cfg, nil
 }
 
 // preset gives a field a value that it does not have yet.

@@ -53,6 +53,9 @@ type Options struct {
 // Deps are what the installer works with.
 type Deps struct {
 	Log *slog.Logger
+	// CheckConfig says what is wrong with a configuration before it is written;
+	// may be nil.
+	CheckConfig func(data []byte) error
 	// Host runs things on the node; nil: the real one.
 	Host Host
 	// Env reads the environment: where a pod learns the API server's ClusterIP.
