@@ -132,6 +132,24 @@ func within(field string, err error) error {
 	return fmt.Errorf("%s.%w", field, err)
 }
 
+// snapshotters are those that images are unpacked for, by handler; a handler's own wins.
+func (c Config) snapshotters() map[string]string {
+	out := maps.Clone(c.Image.Snapshotters)
+	if out == nil {
+		out = map[string]string{}
+	}
+	for name, h := range c.Handlers {
+		if h.Snapshotter == "" {
+			continue
+		}
+		out[name] = h.Snapshotter
+		if name == c.DefaultHandler {
+			out[""] = h.Snapshotter
+		}
+	}
+	return out
+}
+
 // runtime is what containerd is told to run the handler with.
 func (h Handler) runtime(cgroupDriver string) containerd.Runtime {
 	return containerd.Runtime{

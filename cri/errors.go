@@ -5,6 +5,7 @@ package cri
 import (
 	"context"
 	"errors"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc/codes"
@@ -13,11 +14,19 @@ import (
 )
 
 // grpcError is the only place where an error gets its gRPC code. The message
-// stays as it is: the kubelet recognizes some errors by how they begin, and
-// those come with their words first.
+// stays as it is, except that the kubelet recognizes some errors by how they
+// begin, and those get their words first.
 func grpcError(err error) error {
 	if err == nil {
 		return nil
+	}
+	for _, first := range []error{
+		crierrors.ErrImageVolumeMountFailed, crierrors.ErrRROUnsupported,
+		crierrors.ErrRegistryUnavailable, crierrors.ErrSignatureValidationFailed,
+	} {
+		if errors.Is(err, first) && !strings.HasPrefix(status.Convert(err).Message(), first.Error()) {
+			return status.Error(code(err), first.Error()+": "+err.Error())
+		}
 	}
 	if _, ok := err.(interface{ GRPCStatus() *status.Status }); ok {
 		return err
@@ -54,9 +63,6 @@ func code(err error) codes.Code {
 		return codes.PermissionDenied
 	case errdefs.IsInternal(err), errdefs.IsDataLoss(err):
 		return codes.Internal
-	case errors.Is(err, crierrors.ErrRegistryUnavailable), errors.Is(err, crierrors.ErrSignatureValidationFailed),
-		errors.Is(err, crierrors.ErrImageVolumeMountFailed):
-		return codes.Unknown
 	}
 	return codes.Unknown
 }

@@ -351,3 +351,35 @@ func (r *rig) statistics(container, sandbox string) {
 		t.Errorf("metrics of %d pods, %v", len(m.GetPodMetrics()), err)
 	}
 }
+
+func TestRootImageVolume(t *testing.T) {
+	r := newRig(t)
+	pod := r.pod("data")
+	sb := r.runPod(pod)
+	image := &runtimeapi.ImageSpec{Image: containerdtest.Busybox}
+	cfg := r.shell("c", "cat /whole/data/file /part/file; touch /whole/x 2>&1 | grep -o Read-only")
+	cfg.Mounts = []*runtimeapi.Mount{
+		{ContainerPath: "/whole", Image: image, Readonly: true},
+		{ContainerPath: "/part", Image: image, ImageSubPath: "data", Readonly: true},
+	}
+	st := r.exited(r.run(sb, pod, cfg))
+	if out := r.output("c"); out != "from the image\nfrom the image\nRead-only\n" {
+		t.Errorf("output %q", out)
+	}
+	if len(st.Mounts) != 2 || !strings.Contains(st.Mounts[0].Image.ImageRef, "@sha256:") || st.Mounts[1].ImageSubPath != "data" {
+		t.Errorf("mounts %v", st.Mounts)
+	}
+	for name, m := range map[string]*runtimeapi.Mount{
+		"absent":   {ContainerPath: "/a", Image: image, ImageSubPath: "nowhere"},
+		"escaping": {ContainerPath: "/a", Image: image, ImageSubPath: "../.."},
+		"a file":   {ContainerPath: "/a", Image: image, ImageSubPath: "data/file"},
+		"no image": {ContainerPath: "/a", Image: &runtimeapi.ImageSpec{Image: "absent.test/x:1"}},
+	} {
+		cfg := r.shell("bad", "true")
+		cfg.Mounts = []*runtimeapi.Mount{m}
+		_, err := r.rt.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: sb, Config: cfg, SandboxConfig: pod})
+		if !strings.HasPrefix(status.Convert(err).Message(), "ImageVolumeMountFailed: ") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

@@ -75,6 +75,12 @@ func (h *handlers) get(name string) (sandbox.Handler, error) {
 	return k, nil
 }
 
+// knows tells whether a handler is configured.
+func (h *handlers) knows(name string) bool {
+	_, err := h.get(name)
+	return err == nil
+}
+
 // probe asks each handler's OCI runtime what it can do. A handler that does not
 // answer is served with no features, as one whose binary comes later; a
 // containerd that does not answer is an error.

@@ -5,9 +5,12 @@ package cri
 import (
 	"context"
 
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
 	"github.com/nodeagent/nodeagent/cri/container"
 	"github.com/nodeagent/nodeagent/cri/containerd"
 	"github.com/nodeagent/nodeagent/cri/image"
+	"github.com/nodeagent/nodeagent/cri/store"
 )
 
 // imageFinder is the image service as containers use it.
@@ -31,6 +34,17 @@ func (f imageFinder) Resolve(ctx context.Context, ref string) (container.Image, 
 		out.Tag = i.RepoTags[0]
 	}
 	return out, nil
+}
+
+// MountVolume mounts an image for a sandbox, once however often it is asked for.
+func (f imageFinder) MountVolume(ctx context.Context, sb *store.Sandbox, m *runtimeapi.Mount) (path, ref string, err error) {
+	v, err := f.images.MountVolume(ctx, image.VolumeRequest{
+		Owner: sb.ID, Ref: m.GetImage().GetImage(), Handler: sb.Handler, SubPath: m.GetImageSubPath(),
+	})
+	if err != nil {
+		return "", "", err
+	}
+	return v.Path, v.ImageRef, nil
 }
 
 // Unpack makes the image's snapshots.

@@ -102,9 +102,10 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Server, error) {
 	if s.metrics, err = newMetrics(deps.Metrics, s.store); err != nil {
 		return nil, err
 	}
+	cfg.Image.Snapshotters = cfg.snapshotters()
 	s.images, err = image.New(cfg.Image, image.Deps{
 		Records: deps.Containerd, Puller: deps.Containerd, Snapshots: deps.Containerd, Views: deps.Containerd,
-		Snapshotter: deps.Containerd.Snapshotter(""), Log: deps.Log,
+		Snapshotter: deps.Containerd.Snapshotter(""), KnownHandler: s.handlers.knows, Log: deps.Log,
 	})
 	if err != nil {
 		return nil, err
@@ -129,7 +130,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Server, error) {
 		return nil, err
 	}
 	s.sandboxes, err = sandbox.New(ctx, cfg.Sandbox, sandbox.Deps{
-		Store: s.store, Network: deps.Network, Containers: s.containers, Containerd: deps.Containerd,
+		Store: s.store, Network: deps.Network, Containers: s.containers, Volumes: s.images, Containerd: deps.Containerd,
 		Handler: s.handlers.get, Spec: common, Notify: s.sandboxChanged, Log: deps.Log,
 	})
 	if err != nil {

@@ -92,6 +92,9 @@ type Images interface {
 	Resolve(ctx context.Context, ref string) (Image, error)
 	// Unpack makes the image's snapshots, which normally a pull has done.
 	Unpack(ctx context.Context, i Image, snapshotter string) error
+	// MountVolume mounts an image for all containers of a sandbox, until the
+	// sandbox is stopped, and returns the path and the image's digest.
+	MountVolume(ctx context.Context, sb *store.Sandbox, m *runtimeapi.Mount) (path, ref string, err error)
 }
 
 // Deps are what the container room needs of others.

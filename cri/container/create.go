@@ -224,7 +224,7 @@ func (b *building) snapshotLabels() map[string]string {
 func (b *building) createInContainerd(ctx context.Context) error {
 	root := &imageRoot{ctx: ctx, m: b.m, c: b.c}
 	defer root.close()
-	in, err := b.input(root)
+	in, err := b.input(ctx, root)
 	if err != nil {
 		return err
 	}
@@ -268,7 +268,7 @@ func (b *building) extensions() (map[string][]byte, error) {
 	return map[string][]byte{extensionRecord: c, extensionPod: s}, nil
 }
 
-func (b *building) input(root *imageRoot) (spec.Input, error) {
+func (b *building) input(ctx context.Context, root *imageRoot) (spec.Input, error) {
 	dir := b.m.deps.SandboxDir(b.sb.ID)
 	in := b.m.deps.Spec
 	in.ID = b.c.ID
@@ -297,7 +297,8 @@ func (b *building) input(root *imageRoot) (spec.Input, error) {
 		return in, err
 	}
 	in.Image.Volumes = vols
-	return in, nil
+	in.Image.Mounts, err = b.imageMounts(ctx)
+	return in, err
 }
 
 // targetPID returns the PID namespace of a running container of the same pod.

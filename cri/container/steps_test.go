@@ -42,6 +42,10 @@ func (i images) Resolve(ctx context.Context, ref string) (Image, error) {
 	return Image{ID: img.ID, Ref: img.Ref(), Name: img.Name, ChainID: img.ChainID.String(), Config: img.Config.Config}, nil
 }
 
+func (i images) MountVolume(context.Context, *store.Sandbox, *runtimeapi.Mount) (string, string, error) {
+	return "", "", errInjected
+}
+
 func (i images) Unpack(context.Context, Image, string) error { return errInjected }
 
 // world is a manager over a private containerd and what it does to the machine.

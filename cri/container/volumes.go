@@ -12,10 +12,13 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	continuityfs "github.com/containerd/continuity/fs"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/nodeagent/nodeagent/cri/store"
 )
@@ -146,6 +149,39 @@ func (b *building) volumes(root *imageRoot) (map[string]string, error) {
 		out[v] = dir
 	}
 	return out, nil
+}
+
+// imageMounts mounts the images that the container mounts as volumes, and notes
+// their digests for the status.
+func (b *building) imageMounts(ctx context.Context) (map[string]string, error) {
+	mounts := b.c.Config.M.GetMounts()
+	isImage := func(m *runtimeapi.Mount) bool { return m.GetImage().GetImage() != "" }
+	if !slices.ContainsFunc(mounts, isImage) {
+		return nil, nil
+	}
+	out := map[string]string{}
+	b.c.Mounts = nil
+	for _, m := range mounts {
+		if isImage(m) {
+			path, ref, err := b.m.deps.Images.MountVolume(ctx, b.sb, m)
+			if err != nil {
+				return nil, err
+			}
+			out[m.GetContainerPath()] = path
+			m = withImageRef(m, ref)
+		}
+		b.c.Mounts = append(b.c.Mounts, store.Message[runtimeapi.Mount, *runtimeapi.Mount]{M: m})
+	}
+	return out, nil
+}
+
+// withImageRef is the mount as the status shows it.
+func withImageRef(m *runtimeapi.Mount, ref string) *runtimeapi.Mount {
+	if c, ok := proto.Clone(m).(*runtimeapi.Mount); ok {
+		c.Image.ImageRef = ref
+		return c
+	}
+	return m
 }
 
 // copyInto copies the image's directory p, when it has one, into dir.

@@ -112,11 +112,18 @@ type Containers interface {
 	RemoveAll(ctx context.Context, sandboxID string) error
 }
 
+// Volumes are the images that a sandbox's containers mount.
+type Volumes interface {
+	// UnmountVolumes unmounts all of a sandbox's; none is success.
+	UnmountVolumes(ctx context.Context, sandboxID string) error
+}
+
 // Deps are what the sandbox room needs of others.
 type Deps struct {
 	Store      *store.Store
 	Network    Network
 	Containers Containers
+	Volumes    Volumes
 	// Containerd runs the process of those sandboxes that have one.
 	Containerd *containerd.Client
 	// Handler finds a runtime handler; "" is the default one.

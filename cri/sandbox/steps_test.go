@@ -65,6 +65,8 @@ type none struct{}
 func (none) StopAll(context.Context, string) error   { return nil }
 func (none) RemoveAll(context.Context, string) error { return nil }
 
+func (none) UnmountVolumes(context.Context, string) error { return nil }
+
 // world is a manager over a private containerd and what it does to the machine.
 type world struct {
 	t      *testing.T
@@ -111,7 +113,7 @@ func (w *world) restart() {
 	cfg := Default()
 	cfg.StateDir, cfg.RootDir = filepath.Join(w.dir, "na"), filepath.Join(w.dir, "lib")
 	w.m, err = New(w.t.Context(), cfg, Deps{
-		Store: st, Network: w.net, Containers: none{}, Containerd: w.client,
+		Store: st, Network: w.net, Containers: none{}, Volumes: none{}, Containerd: w.client,
 		Handler: func(string) (Handler, error) {
 			return Handler{Runtime: containerd.Runtime{Type: containerd.RuncType}}, nil
 		},

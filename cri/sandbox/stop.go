@@ -93,7 +93,7 @@ func (m *Manager) stop(ctx context.Context, sb *store.Sandbox) error {
 	if err := errors.Join(errs...); err != nil {
 		return err // the namespace stays until its network is gone
 	}
-	errs = append(errs, dropNamespaces(m.pins(sb.ID)), m.Dir(sb.ID).release())
+	errs = append(errs, m.deps.Volumes.UnmountVolumes(ctx, sb.ID), dropNamespaces(m.pins(sb.ID)), m.Dir(sb.ID).release())
 	_, err = m.deps.Store.Sandboxes.Update(sb.ID, func(s *store.Sandbox) error {
 		s.NetworkUp = false
 		s.Process = false
