@@ -115,6 +115,20 @@ func (r *Reaper) Wait(pid int) <-chan Exit {
 	return ch
 }
 
+// Signal signals a process that Wait was called for. It cannot meet another process: the number is free only when the process
+// is collected. False means that it has been.
+func (r *Reaper) Signal(pid int, sig unix.Signal) (bool, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, ok := r.waiting[pid]; !ok {
+		return false, nil
+	}
+	if err := unix.Kill(pid, sig); err != nil {
+		return true, fmt.Errorf("signal process %d: %w", pid, err)
+	}
+	return true, nil
+}
+
 // Command is a helper process.
 type Command struct {
 	Path string

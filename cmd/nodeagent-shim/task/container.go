@@ -205,7 +205,10 @@ func (c *container) delete(ctx context.Context) error {
 	case v.state == stateRunning || v.state == statePaused:
 		return fmt.Errorf("container %s still runs: %w", c.id, errdefs.ErrFailedPrecondition)
 	case v.state == stateCreated && v.pid != 0:
-		_ = unix.Kill(v.pid, unix.SIGKILL) // it waits for a start that does not come
+		// It waits for a start that does not come.
+		if _, err := c.s.deps.Reaper.Signal(v.pid, unix.SIGKILL); err != nil {
+			return err
+		}
 		<-p.done
 	case v.state == stateStopped:
 		<-p.done

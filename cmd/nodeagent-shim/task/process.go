@@ -47,8 +47,10 @@ type process struct {
 	died, done chan struct{}
 	exit       reap.Exit
 
-	// mu is held while the process is being started, so that its start is told before its end. It guards what follows.
-	mu    sync.Mutex
+	// starting is held while the process is being started, so that its start is told before its end.
+	starting sync.Mutex
+
+	mu    sync.Mutex // guards what follows; never held for long, for a stuck start must not stop questions and kills
 	state state
 	pid   int
 }
@@ -122,11 +124,13 @@ func (p *process) launch(ctx context.Context, call func(context.Context, oci.Lau
 	}
 	if console != nil {
 		if err := p.adopt(console); err != nil {
-			_ = unix.Kill(pid, unix.SIGKILL)
+			_ = unix.Kill(pid, unix.SIGKILL) // not collected before Starting ends
 			return err
 		}
 	}
+	p.mu.Lock()
 	p.pid = pid
+	p.mu.Unlock()
 	go p.watch(reaper.Wait(pid)) //nolint:contextcheck // the end of a process belongs to no call
 	return nil
 }
@@ -135,9 +139,11 @@ func (p *process) launch(ctx context.Context, call func(context.Context, oci.Lau
 func (p *process) watch(ch <-chan reap.Exit) {
 	e := <-ch
 	close(p.died)
+	p.starting.Lock()
 	p.mu.Lock()
 	p.exit, p.state = e, stateStopped
 	p.mu.Unlock()
+	p.starting.Unlock()
 	if p.exec == "" {
 		p.c.end()
 		saveExit(p.c.bundle, p.pid, e)
@@ -152,10 +158,10 @@ func (p *process) watch(ch <-chan reap.Exit) {
 
 // start lets the process run.
 func (p *process) start(ctx context.Context) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.state != stateCreated {
-		return fmt.Errorf("process of container %s is %s: %w", p.c.id, p.state, errdefs.ErrFailedPrecondition)
+	p.starting.Lock()
+	defer p.starting.Unlock()
+	if v := p.view(); v.state != stateCreated {
+		return fmt.Errorf("process of container %s is %s: %w", p.c.id, v.state, errdefs.ErrFailedPrecondition)
 	}
 	var err error
 	switch {
@@ -169,7 +175,7 @@ func (p *process) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p.state = stateRunning
+	p.change(stateCreated, stateRunning)
 	p.c.s.deps.Events(started(p.c.id, p.exec, p.pid))
 	return nil
 }
@@ -183,30 +189,22 @@ func (p *process) startExec(ctx context.Context) error {
 	return p.launch(ctx, func(ctx context.Context, l oci.Launch) error { return p.c.rt.Exec(ctx, p.c.id, p.spec, l) })
 }
 
-// kill signals the process. It is our child and not yet reaped while it is not stopped, so its number is its own.
+// kill signals the process.
 func (p *process) kill(ctx context.Context, signal uint32) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	gone := fmt.Errorf("process of container %s has ended: %w", p.c.id, errdefs.ErrNotFound)
-	select {
-	case <-p.died:
-		return gone
-	default:
+	v := p.view()
+	alive, err := p.c.s.deps.Reaper.Signal(v.pid, unix.Signal(signal))
+	if err != nil {
+		return err
 	}
-	if p.pid == 0 || p.state == stateStopped {
-		return gone
+	if !alive {
+		return fmt.Errorf("process of container %s has ended or not begun: %w", p.c.id, errdefs.ErrNotFound)
 	}
-	if err := unix.Kill(p.pid, unix.Signal(signal)); err != nil {
-		if err == unix.ESRCH {
-			return gone
-		}
-		return fmt.Errorf("signal process %d: %w", p.pid, err)
-	}
-	if p.state == statePaused && unix.Signal(signal) == unix.SIGKILL {
+	if v.state == statePaused && unix.Signal(signal) == unix.SIGKILL {
 		// On cgroup v1 a frozen process does not die.
-		if err := p.c.rt.Resume(ctx, p.c.id); err == nil {
-			p.state = stateRunning
+		if err := p.c.rt.Resume(ctx, p.c.id); err != nil {
+			return err
 		}
+		p.change(statePaused, stateRunning)
 	}
 	return nil
 }
