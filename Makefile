@@ -72,8 +72,10 @@ stop: ## end the cluster that make run DETACH=1 left
 	@bin/cluster down $(ARGS)
 
 .PHONY: bench
-bench: build ## run the benchmarks
-	go test -run '^$$' -bench . ./tests/bench/...
+bench: deps build ## measure nodeagent and containerd's own CRI plugin side by side (ARGS="-n 20 --density 0,60"), results in tests/bench/out
+	@$(HARNESS)
+	@go build -o bin/ ./tests/bench
+	@tests/bench/run.sh $(ARGS)
 
 .PHONY: package
 package: build ## make the deb, the OCI image archive, the Helm chart and the manifests in dist/

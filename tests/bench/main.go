@@ -47,6 +47,9 @@ func realMain(ctx context.Context, args []string) error {
 		if err := p.connect(ctx); err != nil {
 			return err
 		}
+		if err := p.pull(ctx, o.work.image); err != nil {
+			return err
+		}
 	}
 	r := newReport(o)
 	for _, phase := range []func(context.Context, *options, *report) error{
@@ -62,14 +65,13 @@ func realMain(ctx context.Context, args []string) error {
 func parse(args []string) (*options, error) {
 	o := &options{}
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
-	fs.Func("peer", "name=socket[,pid] of a CRI runtime; pid is a process in its namespaces (repeat; ratios are to the last)",
+	fs.Func("peer", "name=socket[,pid[,cgroup]] of a CRI runtime; pid is a process in its namespaces (repeat; ratios are to the last)",
 		func(s string) error {
 			p, err := parsePeer(s)
 			o.peers = append(o.peers, p)
 			return err
 		})
-	fs.StringVar(&o.work.image, "image", "", "image of the measured container, present on every peer")
-	fs.StringVar(&o.work.cgroup, "cgroup", "/bench", "parent cgroup of the pods")
+	fs.StringVar(&o.work.image, "image", "", "image of the measured container")
 	fs.StringVar(&o.work.logs, "logs", "/var/log/pods/bench", "log directory inside each peer's mount namespace")
 	command := fs.String("command", "echo up; exec sleep 1000000", "shell command of the container; its first line is waited for")
 	fs.IntVar(&o.n, "n", 40, "pods for the latency of each verb")

@@ -27,26 +27,31 @@ type peer struct {
 	// pid is a process of the peer's PID namespace; 0 when it has none of its
 	// own, and then no memory is measured.
 	pid int
+	// cgroup is the parent of the pods' cgroups.
+	cgroup string
 
 	conn    *grpc.ClientConn
 	runtime runtimeapi.RuntimeServiceClient
 	images  runtimeapi.ImageServiceClient
 }
 
-// parsePeer reads "name=socket[,pid]".
+// parsePeer reads "name=socket[,pid[,cgroup]]".
 func parsePeer(arg string) (*peer, error) {
 	name, rest, ok := strings.Cut(arg, "=")
 	if !ok || name == "" {
-		return nil, fmt.Errorf("--peer %q is not name=socket[,pid]", arg)
+		return nil, fmt.Errorf("--peer %q is not name=socket[,pid[,cgroup]]", arg)
 	}
-	socket, pid, hasPID := strings.Cut(rest, ",")
-	p := &peer{name: name, socket: socket}
-	if hasPID {
-		n, err := strconv.Atoi(pid)
+	fields := strings.Split(rest, ",")
+	p := &peer{name: name, socket: fields[0], cgroup: "/bench"}
+	if len(fields) > 1 {
+		n, err := strconv.Atoi(fields[1])
 		if err != nil {
 			return nil, fmt.Errorf("--peer %q: process: %w", arg, err)
 		}
 		p.pid = n
+	}
+	if len(fields) > 2 {
+		p.cgroup = fields[2]
 	}
 	return p, nil
 }
@@ -73,6 +78,15 @@ func (p *peer) connect(ctx context.Context) error {
 	return nil
 }
 
+// pull makes sure that the image is there.
+func (p *peer) pull(ctx context.Context, ref string) error {
+	_, err := p.images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
+	if err != nil {
+		return fmt.Errorf("%s: pull %s: %w", p.name, ref, err)
+	}
+	return nil
+}
+
 // path returns a path of the peer's mount namespace as seen from here.
 func (p *peer) path(elem string) string {
 	if p.pid == 0 {
@@ -94,8 +108,6 @@ type pod struct {
 type workload struct {
 	image   string
 	command []string
-	// cgroup is the parent of the pods' cgroups.
-	cgroup string
 	// logs is a directory in the peer's mount namespace.
 	logs string
 }
@@ -111,7 +123,7 @@ func (p *peer) newPod(w workload, name string) *pod {
 			DnsConfig:    &runtimeapi.DNSConfig{Servers: []string{"127.0.0.1"}},
 			Labels:       map[string]string{"bench": "1"},
 			Linux: &runtimeapi.LinuxPodSandboxConfig{
-				CgroupParent: filepath.Join(w.cgroup, p.name, name),
+				CgroupParent: filepath.Join(p.cgroup, name),
 				SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
 					Seccomp:          &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault},
 					NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER},

@@ -35,6 +35,9 @@ const (
 	RuntimeContainerd = "containerd"
 )
 
+// runtimeBoth is what Runtimes starts.
+const runtimeBoth = "both"
+
 // Config says what cluster to run.
 type Config struct {
 	// Name tells clusters on one machine apart; it names directories and cgroups.
@@ -84,7 +87,7 @@ func (c *Config) Validate() error {
 	if c.Nodes < 1 || c.Nodes > 9 {
 		errs = append(errs, fmt.Errorf("nodes: %d is not between 1 and 9", c.Nodes))
 	}
-	if c.Runtime != RuntimeNodeagent && c.Runtime != RuntimeContainerd {
+	if !slices.Contains([]string{RuntimeNodeagent, RuntimeContainerd, runtimeBoth}, c.Runtime) {
 		errs = append(errs, fmt.Errorf("runtime: %q is neither %s nor %s", c.Runtime, RuntimeNodeagent, RuntimeContainerd))
 	}
 	for name, dir := range map[string]*string{"base": &c.Base, "tools": &c.Tools, "bin": &c.Bin} {
@@ -103,13 +106,13 @@ func (c *Config) Validate() error {
 // programs names what must be there before anything is started.
 func (c *Config) programs() []string {
 	p := []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "containerd", "containerd-shim-runc-v2", "runc"}
-	if c.Runtime == RuntimeContainerd {
+	if c.Runtime != RuntimeNodeagent {
 		p = append(p, "kube-proxy", "bridge", "host-local", "portmap", "loopback", "pause")
 	}
 	for i := range p {
 		p[i] = filepath.Join(c.Tools, p[i])
 	}
-	if c.Runtime == RuntimeNodeagent {
+	if c.Runtime != RuntimeContainerd {
 		p = append(p, filepath.Join(c.Bin, "nodeagent"))
 	}
 	return p
@@ -145,11 +148,13 @@ type Cluster struct {
 	forward  *forwarder
 	registry *http.Server
 	undo     []func(context.Context) error
+	// bare: no control plane and no kubelet, see Runtimes.
+	bare bool
 }
 
 // Up starts a cluster and returns when every node is Ready. On an error nothing
 // is left running, and the error names the log to look at.
-func Up(ctx context.Context, cfg Config) (_ *Cluster, retErr error) {
+func Up(ctx context.Context, cfg Config) (*Cluster, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -157,6 +162,26 @@ func Up(ctx context.Context, cfg Config) (_ *Cluster, retErr error) {
 		return nil, err
 	}
 	c := &Cluster{Config: cfg, dir: filepath.Join(cfg.Base, cfg.Name)}
+	return c.up(ctx, []step{
+		{"certificates", c.makePKI},
+		{"network switch", c.startControlBox},
+		{"image registry", c.startRegistry},
+		{"etcd", c.startEtcd},
+		{"API server", c.startAPIServer},
+		{"controller manager and scheduler", c.startControllers},
+		{"nodes", c.startNodes},
+		{"nodes Ready", c.waitReady},
+	})
+}
+
+// step is one thing on the way up.
+type step struct {
+	name string
+	do   func(context.Context) error
+}
+
+// up claims the cluster's directory and goes the steps; a failure ends what was started.
+func (c *Cluster) up(ctx context.Context, steps []step) (_ *Cluster, retErr error) {
 	if err := c.claim(ctx); err != nil {
 		return nil, err
 	}
@@ -167,21 +192,8 @@ func Up(ctx context.Context, cfg Config) (_ *Cluster, retErr error) {
 			retErr = errors.Join(retErr, c.keepLogs(), c.Down(cleanup))
 		}
 	}()
-	steps := []struct {
-		name string
-		do   func(context.Context) error
-	}{
-		{"certificates", c.makePKI},
-		{"network switch", c.startControlBox},
-		{"image registry", c.startRegistry},
-		{"etcd", c.startEtcd},
-		{"API server", c.startAPIServer},
-		{"controller manager and scheduler", c.startControllers},
-		{"nodes", c.startNodes},
-		{"nodes Ready", c.waitReady},
-	}
 	for _, s := range steps {
-		if err := cfg.Progress.Step(s.name, func() error { return s.do(ctx) }); err != nil {
+		if err := c.Progress.Step(s.name, func() error { return s.do(ctx) }); err != nil {
 			return nil, fmt.Errorf("%s: %w", s.name, err)
 		}
 	}

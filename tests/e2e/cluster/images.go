@@ -67,7 +67,7 @@ func (c *Cluster) images() ([]image, error) {
 			entrypoint: []string{"/agnhost"}, cmd: []string{"pause"},
 		},
 	}
-	if c.Runtime == RuntimeContainerd {
+	if c.Runtime != RuntimeNodeagent {
 		out = append(out, image{refs: []string{PauseImage}, files: map[string]string{"pause": c.tool("pause")}, entrypoint: []string{"/pause"}, user: "65535:65535"})
 	}
 	return out, nil

@@ -26,45 +26,56 @@ type Node struct {
 	// Kubelet and Runtime are the node's programs; Runtime is nodeagent or containerd.
 	Kubelet, Runtime *Proc
 
+	// kind is RuntimeNodeagent or RuntimeContainerd.
+	kind string
+
 	c   *Cluster
 	dir string
 }
 
 func (c *Cluster) startNodes(ctx context.Context) error {
 	for i := range c.Config.Nodes {
-		if err := c.startNode(ctx, i+1); err != nil {
+		n, err := c.startBox(ctx, i+1, c.Runtime)
+		if err != nil {
+			return err
+		}
+		if err := n.join(ctx); err != nil {
 			return err
 		}
 	}
 	return c.saveState()
 }
 
-func (c *Cluster) startNode(ctx context.Context, i int) error {
-	n := &Node{c: c, IP4: fmt.Sprintf("10.99.0.%d", 10+i), IP6: fmt.Sprintf("fd99::%d", 10+i)}
+// startBox makes the i-th node, 1 to 9, in which nothing runs yet.
+func (c *Cluster) startBox(ctx context.Context, i int, kind string) (*Node, error) {
+	n := &Node{c: c, kind: kind, IP4: fmt.Sprintf("10.99.0.%d", 10+i), IP6: fmt.Sprintf("fd99::%d", 10+i)}
 	name := fmt.Sprintf("node%d", i)
 	n.dir = filepath.Join(c.dir, name)
 	spec, err := n.layout(name)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := os.MkdirAll(filepath.Join(c.Logs(), name), 0o700); err != nil {
-		return err
+		return nil, err
 	}
 	if n.Box, err = newBox(ctx, name, spec, c.logPath(name, "init")); err != nil {
-		return err
+		return nil, err
 	}
 	c.onDown(n.Close)
 	c.Nodes = append(c.Nodes, n)
 	if err := n.makeCgroups(); err != nil {
+		return nil, err
+	}
+	return n, c.plug(ctx, n.Box, n.IP4, n.IP6)
+}
+
+// join starts the node's runtime and kubelet.
+func (n *Node) join(ctx context.Context) error {
+	pki, name := n.c.pki, n.Name
+	if err := pki.issue("kubelet-"+name, "system:node:"+name, []string{"system:nodes"}, []string{name, n.IP4, n.IP6}); err != nil {
 		return err
 	}
-	if err := c.plug(ctx, n.Box, n.IP4, n.IP6); err != nil {
-		return err
-	}
-	if err := c.pki.issue("kubelet-"+name, "system:node:"+name, []string{"system:nodes"}, []string{name, n.IP4, n.IP6}); err != nil {
-		return err
-	}
-	if _, err := c.pki.kubeconfig("node-"+name, controlURL, "system:node:"+name, "system:nodes"); err != nil {
+	if _, err := pki.kubeconfig("node-"+name, controlURL, "system:node:"+name, "system:nodes"); err != nil {
 		return err
 	}
 	if err := n.startRuntime(ctx); err != nil {

@@ -26,7 +26,7 @@ const PauseImage = "registry.k8s.io/pause:3.10.2"
 
 // CRISocket is the socket that the node's kubelet talks to.
 func (n *Node) CRISocket() string {
-	if n.c.Runtime == RuntimeContainerd {
+	if n.kind == RuntimeContainerd {
 		return containerdSocket
 	}
 	return agentCRISocket
@@ -48,7 +48,7 @@ func (n *Node) env() []string {
 
 func (n *Node) startRuntime(ctx context.Context) error {
 	start := n.startAgent
-	if n.c.Runtime == RuntimeContainerd {
+	if n.kind == RuntimeContainerd {
 		start = n.startContainerd
 	}
 	if err := start(); err != nil {
@@ -121,6 +121,9 @@ func (n *Node) startContainerd() error {
 	}); err != nil {
 		return err
 	}
+	if n.c.bare {
+		return nil
+	}
 	return n.startKubeProxy()
 }
 
@@ -150,7 +153,7 @@ func (n *Node) startKubeProxy() error {
 // finishRuntime does what has to wait for the node's pod ranges: containerd gets a
 // bridge network; nodeagent reads the ranges itself.
 func (n *Node) finishRuntime(cidrs []string) error {
-	if n.c.Runtime != RuntimeContainerd {
+	if n.kind != RuntimeContainerd {
 		return nil
 	}
 	const path = "/etc/cni/net.d/10-bridge.conflist"

@@ -17,6 +17,7 @@ const usage = `usage: cluster COMMAND [flags]
 
   up        start a cluster and keep it until Ctrl-C
   demo      the same with the demo in it
+  runtimes  start a node of each runtime, without kubelets, for benchmarks
   status    show the clusters of this machine
   enter     run a command inside a node: cluster enter [--name NAME] NODE [COMMAND...]
   down      end a cluster and remove what is left of it
@@ -48,11 +49,12 @@ func parse(command string, args []string) (*options, error) {
 
 func run(ctx context.Context, args []string) error {
 	commands := map[string]func(context.Context, *options) error{
-		"up":     func(ctx context.Context, o *options) error { return stay(ctx, o, false) },
-		"demo":   func(ctx context.Context, o *options) error { return stay(ctx, o, true) },
-		"status": status,
-		"enter":  enter,
-		"down":   down,
+		"up":       func(ctx context.Context, o *options) error { return stay(ctx, o, false) },
+		"demo":     func(ctx context.Context, o *options) error { return stay(ctx, o, true) },
+		"runtimes": runtimes,
+		"status":   status,
+		"enter":    enter,
+		"down":     down,
 	}
 	if len(args) == 0 || commands[args[0]] == nil {
 		return errors.New(usage)
@@ -94,6 +96,28 @@ func stay(ctx context.Context, o *options, demo bool) (retErr error) {
 	o.Progress.Say("\nUp after %.0f s. Use it with\n  export KUBECONFIG=%s\nCtrl-C, or `make stop`, ends it.", o.Progress.Elapsed().Seconds(), c.Kubeconfig)
 	<-ctx.Done()
 	o.Progress.Say("")
+	return nil
+}
+
+// runtimes keeps a node of each runtime until ctx ends, and says how to reach them.
+func runtimes(ctx context.Context, o *options) (retErr error) {
+	o.Progress = cluster.NewProgress(os.Stderr)
+	c, err := cluster.Runtimes(ctx, o.Config)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Minute)
+		defer cancel()
+		retErr = errors.Join(retErr, c.Down(cleanup))
+	}()
+	for _, p := range c.Peers() {
+		fmt.Println("--peer", p)
+	}
+	if err := c.MarkReady(); err != nil {
+		return err
+	}
+	<-ctx.Done()
 	return nil
 }
 
