@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"k8s.io/apimachinery/pkg/types"
 
@@ -42,6 +43,8 @@ type Dataplane struct {
 	ups    maps.Uplinks
 	flows  maps.Conntrack
 	rates  maps.Rates
+
+	flowCount atomic.Uint32 // records, as of the last sweep
 
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -77,6 +80,7 @@ type Dataplane struct {
 	// svcMu guards the services and their table. Taken after mu, if both.
 	svcMu    sync.Mutex
 	services map[types.NamespacedName]service.Object
+	lost     map[lostBackend]bool // flows to them are to be forgotten
 	svcNode  service.Node
 	table    *table
 }
@@ -105,6 +109,7 @@ func New(cfg Config, deps Deps) (*Dataplane, error) {
 		purge:       map[netip.Addr]bool{},
 		limits:      map[string]uint32{},
 		services:    map[types.NamespacedName]service.Object{},
+		lost:        map[lostBackend]bool{},
 	}, nil
 }
 

@@ -4,7 +4,6 @@ package dataplane
 
 import (
 	"context"
-	"errors"
 
 	"k8s.io/apimachinery/pkg/types"
 
@@ -28,7 +27,7 @@ func (d *Dataplane) UpdateServices(_ context.Context, objs []service.Object) err
 		d.services[o.Name()] = o
 		d.compile(c, o)
 	}
-	return d.table.commit(c)
+	return d.commit(c)
 }
 
 // compile puts what a service asks for into a change. The caller holds svcMu.
@@ -54,7 +53,7 @@ func (d *Dataplane) DeleteServices(_ context.Context, names []types.NamespacedNa
 		delete(d.services, n)
 		d.table.set(c, serviceOwner(n), nil)
 	}
-	return d.table.commit(c)
+	return d.commit(c)
 }
 
 // PruneServices deletes every service that is not in keep, those of an earlier
@@ -78,7 +77,7 @@ func (d *Dataplane) PruneServices(_ context.Context, keep []types.NamespacedName
 		}
 	}
 	d.table.prune(c)
-	return d.table.commit(c)
+	return d.commit(c)
 }
 
 // setHostPorts makes the table agree with an endpoint's host ports.
@@ -87,7 +86,7 @@ func (d *Dataplane) setHostPorts(ep Endpoint) error {
 	defer d.svcMu.Unlock()
 	c := &change{}
 	d.table.set(c, "endpoint "+ep.ID, hostPorts(ep))
-	return d.table.commit(c)
+	return d.commit(c)
 }
 
 // recompile compiles all services again after the node changed: which backends
@@ -104,5 +103,16 @@ func (d *Dataplane) recompile() error {
 	for _, o := range d.services {
 		d.compile(c, o)
 	}
-	return errors.Join(d.table.commit(c))
+	return d.commit(c)
+}
+
+// commit writes a change. Flows to backends that are lost are forgotten soon.
+func (d *Dataplane) commit(c *change) error {
+	for _, b := range c.lost {
+		d.lost[b] = true
+	}
+	if len(c.lost) > 0 {
+		wake(d.sweepNow)
+	}
+	return d.table.commit(c)
 }

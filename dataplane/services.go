@@ -70,6 +70,7 @@ type change struct {
 	values []maps.ServiceValue
 	gone   []maps.ServiceKey
 	free   []span
+	lost   []lostBackend
 	errs   []error
 }
 
@@ -120,6 +121,7 @@ func (t *table) set(c *change, owner string, entries []service.Entry) {
 		old = &owned{}
 	}
 	next := &owned{ids: map[idKey]uint32{}}
+	c.lost = append(c.lost, t.lost(old, owner, entries)...)
 	t.setRanges(c, next, old, owner, entries)
 	for _, e := range entries {
 		key := keyOf(e.Frontend)

@@ -4,6 +4,8 @@ package dataplane
 
 import (
 	"errors"
+	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 	"syscall"
@@ -194,5 +196,51 @@ func TestRootServiceFollows(t *testing.T) {
 	h.agent.must(t, "DeleteServices", []types.NamespacedName{{Namespace: "default", Name: "s"}})
 	if _, _, err := a.ask("tcp", netip.AddrPortFrom(vips(1)[0], 80)); err == nil {
 		t.Error("a deleted service answers")
+	}
+}
+
+// TestRootUDPLeaves: a UDP flow of one socket goes on with another backend when
+// its own is taken out of the service.
+func TestRootUDPLeaves(t *testing.T) {
+	l := newLab(t, 1)
+	h := l.hosts[0]
+	a, b, c := h.addPod(t, "a"), h.addPod(t, "b"), h.addPod(t, "c")
+	b.serve(t, "b", 8080, b.addrs...)
+	c.serve(t, "c", 8080, c.addrs...)
+	h.agent.must(t, "UpdateServices", []service.Object{newService("s", vips(1), 8080, b.target())})
+	var conn net.Conn
+	err := a.do(func() (err error) {
+		conn, err = net.Dial("udp", netip.AddrPortFrom(vips(1)[0], 80).String())
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close() //nolint:errcheck // the test is over
+	ask := func() string {
+		t.Helper()
+		var name string
+		conn.SetDeadline(time.Now().Add(dialTimeout)) //nolint:errcheck // a socket has deadlines
+		if _, err := conn.Write([]byte("hello")); err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, 256)
+		n, err := conn.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fmt.Sscan(string(buf[:n]), &name); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	if got := ask(); got != "b" {
+		t.Fatalf("%s answers, want b", got)
+	}
+	h.agent.must(t, "UpdateServices", []service.Object{newService("s", vips(1), 8080, c.target())})
+	for deadline := time.Now().Add(10 * time.Second); ask() != "c"; {
+		if time.Now().After(deadline) {
+			t.Fatal("the flow stays with the backend that was removed")
+		}
 	}
 }

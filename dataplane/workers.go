@@ -105,28 +105,36 @@ func (d *Dataplane) sweepFlows(ctx context.Context) {
 		gone := maps.Clone(d.purge)
 		clear(d.purge)
 		d.mu.Unlock()
-		if _, err := d.sweep(gone); err != nil {
+		d.svcMu.Lock()
+		lost := maps.Clone(d.lost)
+		clear(d.lost)
+		d.svcMu.Unlock()
+		if _, err := d.sweep(gone, lost); err != nil {
 			d.log.ErrorContext(ctx, "sweep flows", "err", err)
 		}
 	}
 }
 
 // sweep walks the table once and returns how many records it removed.
-func (d *Dataplane) sweep(gone map[netip.Addr]bool) (int, error) {
+func (d *Dataplane) sweep(gone map[netip.Addr]bool, lost map[lostBackend]bool) (int, error) {
 	now, err := flows.Now()
 	if err != nil {
 		return 0, err
 	}
 	var idle []flows.Flow
+	count := uint32(0)
+	ended := func(f flows.Flow) bool { return touches(f, gone) || stranded(f, lost) }
 	err = d.flows.Each(func(f flows.Flow) bool {
-		if touches(f, gone) || d.idle(f, now) {
+		count++
+		if ended(f) || d.idle(f, now) {
 			idle = append(idle, f)
 		}
 		return true
 	})
+	d.flowCount.Store(count)
 	// A translated flow lives as long as either of its records is used.
 	idle = slices.DeleteFunc(idle, func(f flows.Flow) bool {
-		if !f.Is(bpf.DatapathCtFlagsCT_XLAT) || touches(f, gone) {
+		if !f.Is(bpf.DatapathCtFlagsCT_XLAT) || ended(f) {
 			return false
 		}
 		other, ok := d.flows.Partner(f)

@@ -39,6 +39,9 @@ func (t Ticks) Since(then Ticks) time.Duration {
 // TicksOf converts a duration, at least one tick.
 func TicksOf(d time.Duration) uint32 { return uint32(max(d>>tickShift, 1)) }
 
+// Duration is the reverse of TicksOf.
+func Duration(ticks uint32) time.Duration { return time.Duration(ticks) << tickShift }
+
 // Tuple is one direction of a flow.
 type Tuple struct {
 	Src, Dst netip.AddrPort

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/nodeagent/nodeagent/dataplane/maps"
+	"github.com/nodeagent/nodeagent/dataplane/observe"
+	"github.com/nodeagent/nodeagent/dataplane/service"
+)
+
+// Counters are what became of packets, by hook and reason, since the maps were
+// made: a restart does not reset them.
+func (d *Dataplane) Counters() ([]observe.Counter, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.started {
+		return nil, ErrNotStarted
+	}
+	return observe.Counters(d.kernel.Counters)
+}
+
+// Events calls fn for every packet that is dropped until ctx ends.
+func (d *Dataplane) Events(ctx context.Context, fn func(observe.Event)) error {
+	d.mu.Lock()
+	if !d.started {
+		d.mu.Unlock()
+		return ErrNotStarted
+	}
+	events := d.kernel.Events
+	d.mu.Unlock()
+	return observe.Events(ctx, events, fn)
+}
+
+// Usage says how full the maps are. That of conntrack is as of the last sweep.
+func (d *Dataplane) Usage() ([]observe.Fill, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.started {
+		return nil, ErrNotStarted
+	}
+	d.svcMu.Lock()
+	defer d.svcMu.Unlock()
+	out := []observe.Fill{
+		{Map: "conntrack", Used: d.flowCount.Load(), Entries: d.flows.Size()},
+		{Map: "services", Used: uint32(len(d.table.fronts) + len(d.table.left)), Entries: d.kernel.Svc.MaxEntries()},
+		{Map: "backends", Used: d.table.slots.used, Entries: d.kernel.Be.MaxEntries()},
+	}
+	eps, err := d.eps.All()
+	if err != nil {
+		return nil, err
+	}
+	routes, err := d.routes.All()
+	if err != nil {
+		return nil, err
+	}
+	return append(out,
+		observe.Fill{Map: "endpoints", Used: uint32(len(eps)), Entries: d.kernel.Eps.MaxEntries()},
+		observe.Fill{Map: "routes", Used: uint32(len(routes)), Entries: d.kernel.Routes.MaxEntries()},
+	), nil
+}
+
+// Flows calls fn for every record of the conntrack table until it returns
+// false; a translated flow has two.
+func (d *Dataplane) Flows(fn func(maps.Flow) bool) error {
+	d.mu.Lock()
+	if !d.started {
+		d.mu.Unlock()
+		return ErrNotStarted
+	}
+	flows := d.flows
+	d.mu.Unlock()
+	return flows.Each(fn)
+}
+
+// FlushFlows forgets the flows that match and returns how many records that
+// were. Connections that are translated break.
+func (d *Dataplane) FlushFlows(match func(maps.Flow) bool) (int, error) {
+	var gone []maps.Flow
+	err := d.Flows(func(f maps.Flow) bool {
+		if match(f) {
+			gone = append(gone, f)
+		}
+		return true
+	})
+	if err != nil {
+		return 0, err
+	}
+	return len(gone), d.flows.Delete(gone)
+}
+
+// Frontend is one frontend as the kernel has it.
+type Frontend struct {
+	service.Frontend
+	// Owner is "service namespace/name" or "endpoint id".
+	Owner    string
+	ID       uint32
+	Backends []netip.AddrPort
+	Affinity time.Duration
+}
+
+// Frontends returns the frontends in the data path, in no particular order.
+func (d *Dataplane) Frontends() []Frontend {
+	d.svcMu.Lock()
+	defer d.svcMu.Unlock()
+	if d.table == nil {
+		return nil
+	}
+	var out []Frontend
+	for owner, o := range d.table.owners {
+		for _, key := range o.fronts {
+			f := d.table.fronts[key]
+			if f == nil || f.owner != owner {
+				continue
+			}
+			out = append(out, d.table.describe(owner, o, key, f))
+		}
+	}
+	return out
+}
+
+func (t *table) describe(owner string, o *owned, key maps.ServiceKey, f *front) Frontend {
+	out := Frontend{
+		Owner: owner,
+		ID:    f.value.Id,
+		Frontend: service.Frontend{
+			Addr: netip.AddrFrom16(key.Addr.B).Unmap(), Port: maps.Port(key.Port),
+			Proto: key.Proto, Scope: service.Scope(key.Scope),
+		},
+		Affinity: maps.Duration(f.value.Affinity),
+	}
+	for _, s := range o.slices {
+		if s.base != f.value.Base || f.value.Count == 0 {
+			continue
+		}
+		for _, b := range s.backends {
+			out.Backends = append(out.Backends, netip.AddrPortFrom(b.Addr, b.Port))
+		}
+	}
+	return out
+}
+
+// Collector offers counters and usage as metrics.
+func (d *Dataplane) Collector() prometheus.Collector {
+	labels := []string{"hook", "class", "reason"}
+	return &collector{
+		d:        d,
+		packets:  prometheus.NewDesc("nodeagent_dataplane_packets_total", "Packets by hook and what became of them.", labels, nil),
+		bytes:    prometheus.NewDesc("nodeagent_dataplane_bytes_total", "Bytes by hook and what became of them.", labels, nil),
+		used:     prometheus.NewDesc("nodeagent_dataplane_map_entries", "Entries in use.", []string{"map"}, nil),
+		capacity: prometheus.NewDesc("nodeagent_dataplane_map_capacity", "Entries that a map can hold.", []string{"map"}, nil),
+	}
+}
+
+type collector struct {
+	d                              *Dataplane
+	packets, bytes, used, capacity *prometheus.Desc
+}
+
+var _ prometheus.Collector = (*collector)(nil)
+
+func (c *collector) Describe(ch chan<- *prometheus.Desc) {
+	ch <- c.packets
+	ch <- c.bytes
+	ch <- c.used
+	ch <- c.capacity
+}
+
+// Collect reports nothing while the data path is not started.
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	counters, err := c.d.Counters()
+	if err != nil {
+		return
+	}
+	for _, v := range counters {
+		labels := []string{v.Hook, string(v.Reason.Class), v.Reason.Name}
+		ch <- prometheus.MustNewConstMetric(c.packets, prometheus.CounterValue, float64(v.Packets), labels...)
+		ch <- prometheus.MustNewConstMetric(c.bytes, prometheus.CounterValue, float64(v.Bytes), labels...)
+	}
+	usage, err := c.d.Usage()
+	if err != nil {
+		return
+	}
+	for _, v := range usage {
+		ch <- prometheus.MustNewConstMetric(c.used, prometheus.GaugeValue, float64(v.Used), v.Map)
+		ch <- prometheus.MustNewConstMetric(c.capacity, prometheus.GaugeValue, float64(v.Entries), v.Map)
+	}
+}
