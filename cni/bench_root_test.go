@@ -5,6 +5,8 @@ package cni
 import (
 	"fmt"
 	"testing"
+
+	"github.com/nodeagent/nodeagent/cni/netns/netnstest"
 )
 
 // BenchmarkRootAttach measures an attach and a detach in process; namespaces
@@ -15,7 +17,7 @@ func BenchmarkRootAttach(b *testing.B) {
 	b.Run("attach", func(b *testing.B) {
 		for b.Loop() {
 			b.StopTimer()
-			pod := newNS(b)
+			pod := netnstest.New(b)
 			i++
 			req := Request{Key: Key{fmt.Sprintf("pod-%d", i), "eth0"}, NetNS: pod}
 			b.StartTimer()
@@ -35,7 +37,7 @@ func BenchmarkRootAttach(b *testing.B) {
 	b.Run("claim", func(b *testing.B) {
 		for b.Loop() {
 			b.StopTimer()
-			pod := newNS(b)
+			pod := netnstest.New(b)
 			i++
 			req := Request{Key: Key{fmt.Sprintf("pod-%d", i), "eth0"}, NetNS: pod}
 			if err := l.net.Warm(b.Context(), Key{fmt.Sprintf("warm-%d", i), "eth0"}, pod); err != nil {
@@ -55,7 +57,7 @@ func BenchmarkRootAttach(b *testing.B) {
 	b.Run("detach", func(b *testing.B) {
 		for b.Loop() {
 			b.StopTimer()
-			pod := newNS(b)
+			pod := netnstest.New(b)
 			i++
 			req := Request{Key: Key{fmt.Sprintf("pod-%d", i), "eth0"}, NetNS: pod}
 			if _, err := l.net.Attach(b.Context(), req); err != nil {

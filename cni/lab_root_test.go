@@ -18,52 +18,12 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"go.etcd.io/bbolt"
-	"go.uber.org/goleak"
 
-	"github.com/nodeagent/nodeagent/cni/netns"
+	"github.com/nodeagent/nodeagent/cni/netns/netnstest"
 	"github.com/nodeagent/nodeagent/dataplane"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// requireRoot fails without root, so that a run cannot silently leave such tests out.
-func requireRoot(tb testing.TB) {
-	tb.Helper()
-	if os.Getenv("NODEAGENT_SKIP_ROOT") == "1" {
-		tb.Skip("NODEAGENT_SKIP_ROOT=1")
-	}
-	if os.Getuid() != 0 {
-		tb.Fatal("needs root; set NODEAGENT_SKIP_ROOT=1 to leave such tests out")
-	}
-}
-
-// newNS makes a namespace that the test's end removes.
-func newNS(tb testing.TB) string {
-	tb.Helper()
-	path := filepath.Join(tb.TempDir(), "net")
-	if err := netns.Create(path); err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() {
-		if err := netns.Remove(path); err != nil {
-			tb.Error(err)
-		}
-	})
-	return path
-}
-
-// inNS runs f inside the namespace at path.
-func inNS(tb testing.TB, path string, f func() error) {
-	tb.Helper()
-	ns, err := netns.Open(path)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	defer ns.Close() //nolint:errcheck // a test's read-only descriptor
-	if err := ns.Do(f); err != nil {
-		tb.Fatal(err)
-	}
-}
+func TestMain(m *testing.M) { netnstest.Main(m) }
 
 // Addresses of the lab's node.
 var (
@@ -74,8 +34,8 @@ var (
 // newHost makes the namespace of a node: lo and an uplink with addresses.
 func newHost(tb testing.TB) string {
 	tb.Helper()
-	host := newNS(tb)
-	inNS(tb, host, func() error {
+	host := netnstest.New(tb)
+	netnstest.Do(tb, host, func() error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.MTU = "up0", 1480
 		up := netlink.NewVeth(attrs)
@@ -190,7 +150,7 @@ type lab struct {
 
 func newLab(tb testing.TB, change func(*Config)) *lab {
 	tb.Helper()
-	requireRoot(tb)
+	netnstest.RequireRoot(tb)
 	cfg := Default()
 	cfg.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.77.0.0/24"), netip.MustParsePrefix("fd77::/64")}
 	cfg.QueueDir = tb.TempDir()
@@ -267,7 +227,7 @@ func (l *lab) world() string {
 
 func (l *lab) attach(id string) (*Result, string) {
 	l.tb.Helper()
-	pod := newNS(l.tb)
+	pod := netnstest.New(l.tb)
 	res, err := l.net.Attach(l.tb.Context(), Request{Key: Key{id, "eth0"}, NetNS: pod})
 	if err != nil {
 		l.tb.Fatal(err)
@@ -280,7 +240,7 @@ func (l *lab) attach(id string) (*Result, string) {
 func talk(tb testing.TB, from, to string, addr netip.Addr) netip.Addr {
 	tb.Helper()
 	var ln net.Listener
-	inNS(tb, to, func() (err error) {
+	netnstest.Do(tb, to, func() (err error) {
 		ln, err = net.Listen("tcp", netip.AddrPortFrom(addr, 0).String())
 		return err
 	})
@@ -297,7 +257,7 @@ func talk(tb testing.TB, from, to string, addr netip.Addr) netip.Addr {
 			seen <- ap.Addr().Unmap()
 		}
 	}()
-	inNS(tb, from, func() error {
+	netnstest.Do(tb, from, func() error {
 		c, err := net.DialTimeout("tcp", ln.Addr().String(), 10*time.Second)
 		if err != nil {
 			return err

@@ -8,11 +8,13 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
 	"testing"
 
 	"github.com/vishvananda/netlink"
 
 	"github.com/nodeagent/nodeagent/cni/netns"
+	"github.com/nodeagent/nodeagent/cni/netns/netnstest"
 	"github.com/nodeagent/nodeagent/dataplane"
 )
 
@@ -45,13 +47,13 @@ func TestRootRepeatsAndReplacements(t *testing.T) {
 		t.Errorf("a repeat = %+v, %v, want the same as %+v", again, err, first)
 	}
 	// Another namespace under the same key replaces the attachment.
-	other := newNS(t)
+	other := netnstest.New(t)
 	moved, err := l.net.Attach(t.Context(), Request{Key: first.Key, NetNS: other})
 	if err != nil || moved.HostIfIndex == first.HostIfIndex {
 		t.Errorf("in another namespace = %+v, %v", moved, err)
 	}
 	// So does a repeat for one that is damaged.
-	inNS(t, other, func() error {
+	netnstest.Do(t, other, func() error {
 		return netlink.AddrDel(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: 2}},
 			&netlink.Addr{IPNet: &net.IPNet{IP: moved.Addrs[0].Addr().AsSlice(), Mask: net.CIDRMask(32, 32)}})
 	})
@@ -71,8 +73,8 @@ func TestRootRepeatsAndReplacements(t *testing.T) {
 
 func TestRootInterfaceOfOthersIsLeftAlone(t *testing.T) {
 	l := newLab(t, nil)
-	pod := newNS(t)
-	inNS(t, pod, func() error {
+	pod := netnstest.New(t)
+	netnstest.Do(t, pod, func() error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = "eth0"
 		veth := netlink.NewVeth(attrs)
@@ -100,7 +102,7 @@ func TestRootUnreachableBeforeItsMaps(t *testing.T) {
 			return false
 		}
 		var running bool
-		inNS(t, l.host, func() error {
+		netnstest.Do(t, l.host, func() error {
 			i, err := net.InterfaceByIndex(links[0].Index)
 			if err == nil {
 				running = i.Flags&net.FlagUp != 0
@@ -159,7 +161,7 @@ func TestRootReconcileLooksTwice(t *testing.T) {
 	if err := l.net.wire.Remove(t.Context(), cut.HostIfName); err != nil {
 		t.Fatal(err)
 	}
-	stray := newNS(t)
+	stray := netnstest.New(t)
 	ns, err := netns.Open(stray)
 	if err != nil {
 		t.Fatal(err)
@@ -219,7 +221,7 @@ func TestRootExhaustion(t *testing.T) {
 	})
 	l.attach("only")
 	before := l.world()
-	req := Request{Key: Key{"more", "eth0"}, NetNS: newNS(t)}
+	req := Request{Key: Key{"more", "eth0"}, NetNS: netnstest.New(t)}
 	if _, err := l.net.Attach(t.Context(), req); !errors.Is(err, ErrExhausted) {
 		t.Errorf("Attach = %v, want ErrExhausted", err)
 	}
@@ -269,7 +271,7 @@ func TestRootPoolsAndAnnotations(t *testing.T) {
 		{Pod{Annotations: map[string]string{AnnotationEgress: "10M", AnnotationMAC: "0a:00:00:00:00:07"}}, "10.77.0.2/32", nil},
 	} {
 		id := fmt.Sprintf("pod-%d", i)
-		res, err := l.net.Attach(t.Context(), Request{Key: Key{id, "eth0"}, NetNS: newNS(t), Pod: tc.pod})
+		res, err := l.net.Attach(t.Context(), Request{Key: Key{id, "eth0"}, NetNS: netnstest.New(t), Pod: tc.pod})
 		if !errors.Is(err, tc.err) || err == nil && res.Addrs[0].String() != tc.want {
 			t.Errorf("%+v: %+v, %v, want %s, %v", tc.pod, res, err, tc.want, tc.err)
 		}
@@ -281,7 +283,7 @@ func TestRootPoolsAndAnnotations(t *testing.T) {
 
 func TestRootHostPorts(t *testing.T) {
 	l := newLab(t, nil)
-	req := Request{Key: Key{"pod", "eth0"}, NetNS: newNS(t), PortMappings: []PortMapping{
+	req := Request{Key: Key{"pod", "eth0"}, NetNS: netnstest.New(t), PortMappings: []PortMapping{
 		{HostPort: 80, ContainerPort: 8080, Protocol: "tcp", HostIP: netip.MustParseAddr("0.0.0.0")},
 		{HostPort: 80, ContainerPort: 8080, Protocol: "udp", HostIP: netip.MustParseAddr("::ffff:192.0.2.1")},
 		{HostPort: 80, ContainerPort: 8080, Protocol: "sctp"},
@@ -314,7 +316,7 @@ func TestRootMTUFollowsTheUplink(t *testing.T) {
 	l := newLab(t, nil)
 	res, pod := l.attach("pod")
 	uplink := func(mtu int) {
-		inNS(t, l.host, func() error {
+		netnstest.Do(t, l.host, func() error {
 			up, err := netlink.LinkByName("up0") //nolint:forbidigo // by name: no dump
 			if err != nil {
 				return err
@@ -324,7 +326,7 @@ func TestRootMTUFollowsTheUplink(t *testing.T) {
 	}
 	check := func(device, route int) {
 		t.Helper()
-		inNS(t, pod, func() error {
+		netnstest.Do(t, pod, func() error {
 			i, err := net.InterfaceByName("eth0")
 			if err != nil {
 				return err
@@ -361,4 +363,69 @@ func TestRootMTUFollowsTheUplink(t *testing.T) {
 		t.Fatal(err)
 	}
 	check(9000, 0)
+}
+
+// TestRootOneFamilyAlone: nodes with addresses of one family only.
+func TestRootOneFamilyAlone(t *testing.T) {
+	for _, tc := range []struct {
+		cidr string
+		node netip.Addr
+	}{
+		{"10.77.0.0/24", nodeAddr4},
+		{"fd77::/64", nodeAddr6},
+	} {
+		t.Run(tc.cidr, func(t *testing.T) {
+			l := newLab(t, func(c *Config) { c.PodCIDRs = []netip.Prefix{netip.MustParsePrefix(tc.cidr)} })
+			a, podA := l.attach("a")
+			b, podB := l.attach("b")
+			if len(a.Addrs) != 1 || len(a.Gateways) != 1 {
+				t.Fatalf("result %+v", a)
+			}
+			if got := talk(t, podA, podB, b.Addrs[0].Addr()); got != a.Addrs[0].Addr() {
+				t.Errorf("pod b saw %s", got)
+			}
+			if got := talk(t, podA, l.host, tc.node); got != a.Addrs[0].Addr() {
+				t.Errorf("the node saw %s", got)
+			}
+			if err := l.net.Check(t.Context(), Request{Key: a.Key, NetNS: podA}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestRootConcurrentVerbsOnOneKey: attach and detach at the same time end in
+// one of the two, whole.
+func TestRootConcurrentVerbsOnOneKey(t *testing.T) {
+	l := newLab(t, nil)
+	before := l.world()
+	pod := netnstest.New(t)
+	key := Key{"pod", "eth0"}
+	var wg sync.WaitGroup
+	for i := range 40 {
+		wg.Go(func() {
+			var err error
+			if i%2 == 0 {
+				_, err = l.net.Attach(t.Context(), Request{Key: key, NetNS: pod})
+			} else {
+				err = l.net.Detach(t.Context(), key)
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if _, err := l.net.Attach(t.Context(), Request{Key: key, NetNS: pod}); err != nil {
+		t.Error(err)
+	}
+	if err := l.net.Check(t.Context(), Request{Key: key, NetNS: pod}); err != nil {
+		t.Error(err)
+	}
+	if err := l.net.Detach(t.Context(), key); err != nil {
+		t.Error(err)
+	}
+	if after := l.world(); after != before {
+		t.Errorf("before %s\n after %s", before, after)
+	}
 }

@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"testing"
+
+	"github.com/nodeagent/nodeagent/cni/netns/netnstest"
 )
 
 // steps of the two verbs, in order, as failpoint sees them.
@@ -36,7 +38,7 @@ func TestRootAttachFailsAtEachStep(t *testing.T) {
 			l := newLab(t, nil)
 			l.attach("other")
 			before := l.world()
-			pod := newNS(t)
+			pod := netnstest.New(t)
 			req := Request{Key: Key{"pod", "eth0"}, NetNS: pod}
 			l.net.failpoint = at(step, func(context.Context) error { return errInjected })
 			if _, err := l.net.Attach(t.Context(), req); !errors.Is(err, errInjected) {
@@ -61,7 +63,7 @@ func TestRootAttachCancelledAtEachStep(t *testing.T) {
 			before := l.world()
 			ctx, cancel := context.WithCancel(t.Context())
 			l.net.failpoint = at(step, func(context.Context) error { cancel(); return nil })
-			_, err := l.net.Attach(ctx, Request{Key: Key{"pod", "eth0"}, NetNS: newNS(t)})
+			_, err := l.net.Attach(ctx, Request{Key: Key{"pod", "eth0"}, NetNS: netnstest.New(t)})
 			if !errors.Is(err, context.Canceled) {
 				t.Fatalf("Attach = %v, want context.Canceled", err)
 			}
@@ -81,7 +83,7 @@ func TestRootAttachCrashesAtEachStep(t *testing.T) {
 			l.attach("other")
 			before := l.world()
 			l.net.failpoint = at(step, func(context.Context) error { return errCrash })
-			pod := newNS(t)
+			pod := netnstest.New(t)
 			if _, err := l.net.Attach(t.Context(), Request{Key: Key{"pod", "eth0"}, NetNS: pod}); !errors.Is(err, errCrash) {
 				t.Fatalf("Attach = %v, want a crash", err)
 			}
@@ -134,7 +136,7 @@ func TestRootUndoThatFailsIsFinishedLater(t *testing.T) {
 		l.dp.FailNext("delete", errInjected)
 		return errInjected
 	})
-	if _, err := l.net.Attach(t.Context(), Request{Key: Key{"pod", "eth0"}, NetNS: newNS(t)}); err == nil {
+	if _, err := l.net.Attach(t.Context(), Request{Key: Key{"pod", "eth0"}, NetNS: netnstest.New(t)}); err == nil {
 		t.Fatal("Attach succeeded")
 	}
 	l.net.failpoint = noFailpoint

@@ -9,12 +9,13 @@ import (
 	"testing"
 
 	"github.com/nodeagent/nodeagent/cni/netns"
+	"github.com/nodeagent/nodeagent/cni/netns/netnstest"
 )
 
 // warmed returns a namespace with a slot under the key "warm/eth0".
 func (l *lab) warmed() string {
 	l.tb.Helper()
-	pod := newNS(l.tb)
+	pod := netnstest.New(l.tb)
 	for range 2 {
 		if err := l.net.Warm(l.tb.Context(), Key{"warm", "eth0"}, pod); err != nil {
 			l.tb.Fatal(err)
@@ -106,7 +107,7 @@ func TestRootWarmAndClaimAtEachStep(t *testing.T) {
 				l := newLab(t, nil)
 				before := l.world()
 				l.net.failpoint = at(step, func(context.Context) error { return cause })
-				if err := l.net.Warm(t.Context(), Key{"warm", "eth0"}, newNS(t)); !errors.Is(err, cause) {
+				if err := l.net.Warm(t.Context(), Key{"warm", "eth0"}, netnstest.New(t)); !errors.Is(err, cause) {
 					t.Fatalf("Warm = %v, want %v", err, cause)
 				}
 				l.recovered(cause, before)

@@ -22,11 +22,11 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
-	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"github.com/nodeagent/nodeagent/api"
 	"github.com/nodeagent/nodeagent/cni"
+	"github.com/nodeagent/nodeagent/cni/netns/netnstest"
 	"github.com/nodeagent/nodeagent/cni/shim"
 	"github.com/nodeagent/nodeagent/dataplane"
 )
@@ -46,7 +46,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	goleak.VerifyTestMain(m)
+	netnstest.Main(m)
 }
 
 // agentMain serves until its standard input ends.
@@ -230,7 +230,7 @@ func TestRootKilledInTheMiddle(t *testing.T) {
 	slots := make(chan struct{}, 8)
 	for i := range pods {
 		id := fmt.Sprintf("pod-%d", i)
-		ns := a.newNS(id)
+		ns := a.newNS()
 		wg.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
@@ -300,7 +300,7 @@ func (a *agent) ready() {
 // while the daemon is killed and started again.
 func TestRootStreamSurvivesAKill(t *testing.T) {
 	a := newAgent(t)
-	ns := a.newNS("pod")
+	ns := a.newNS()
 	out, e := a.call(env("ADD", "pod", ns), a.node.conf("1.1.0", ""))
 	if e != nil {
 		t.Fatal(e)

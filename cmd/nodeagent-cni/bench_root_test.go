@@ -24,7 +24,7 @@ func benchPlugin(b *testing.B, n *node) {
 		b.Helper()
 		i++
 		id = fmt.Sprintf("pod-%d", i)
-		return id, n.newNS(id)
+		return id, n.newNS()
 	}
 	conf := n.conf("1.1.0", "")
 	must := func(env map[string]string, conf string) {

@@ -23,7 +23,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/nodeagent/nodeagent/cni/netns"
+	"github.com/nodeagent/nodeagent/cni/netns/netnstest"
 )
 
 // cached returns the path of a program that the tests build once.
@@ -182,15 +182,7 @@ state = %[2]q
 }
 
 // onHost runs f on a thread in the node's namespace.
-func (n *node) onHost(f func() error) error {
-	n.t.Helper()
-	ns, err := netns.Open(n.host)
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	defer ns.Close() //nolint:errcheck // a test's read-only descriptor
-	return ns.Do(f)
-}
+func (n *node) onHost(f func() error) error { return netnstest.Try(n.t, n.host, f) }
 
 // networkReady asks the CRI until it answers what is wanted: containerd notices
 // a new configuration by itself, some time after it was written.
@@ -344,7 +336,7 @@ func TestRootCnitool(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ns := n.newNS("pod")
+	ns := n.newNS()
 	tool := func(verb string) (string, error) {
 		cmd := exec.Command(cached(t, "cnitool"), verb, "nodeagent", ns)
 		cmd.Env = []string{

@@ -22,7 +22,7 @@ import (
 
 	"github.com/nodeagent/nodeagent/api"
 	"github.com/nodeagent/nodeagent/cni"
-	"github.com/nodeagent/nodeagent/cni/netns"
+	"github.com/nodeagent/nodeagent/cni/netns/netnstest"
 	"github.com/nodeagent/nodeagent/cni/shim"
 )
 
@@ -53,14 +53,9 @@ type node struct {
 
 func newNode(tb testing.TB) *node {
 	tb.Helper()
-	if os.Getenv("NODEAGENT_SKIP_ROOT") == "1" {
-		tb.Skip("NODEAGENT_SKIP_ROOT=1")
-	}
-	if os.Getuid() != 0 {
-		tb.Fatal("needs root; set NODEAGENT_SKIP_ROOT=1 to leave such tests out")
-	}
+	netnstest.RequireRoot(tb)
 	n := &node{t: tb, dir: tb.TempDir()}
-	n.host = n.newNS("host")
+	n.host = n.newNS()
 	if err := n.onHost(addNodeAddress); err != nil {
 		tb.Fatal(err)
 	}
@@ -89,18 +84,9 @@ func addNodeAddress() error {
 	return errors.Join(netlink.LinkSetUp(lo), netlink.AddrAdd(lo, addr))
 }
 
-func (n *node) newNS(name string) string {
+func (n *node) newNS() string {
 	n.t.Helper()
-	path := filepath.Join(n.dir, "ns", name)
-	if err := netns.Create(path); err != nil {
-		n.t.Fatal(err)
-	}
-	n.t.Cleanup(func() {
-		if err := netns.Remove(path); err != nil {
-			n.t.Error(err)
-		}
-	})
-	return path
+	return netnstest.New(n.t)
 }
 
 func (n *node) socket() string { return filepath.Join(n.dir, "api.sock") }
@@ -191,12 +177,7 @@ func (n *node) call(env map[string]string, conf string) ([]byte, *shim.Error) {
 // interfaces returns the interfaces of a namespace but lo.
 func interfaces(tb testing.TB, path string) (names []string) {
 	tb.Helper()
-	ns, err := netns.Open(path)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	defer ns.Close() //nolint:errcheck // a test's read-only descriptor
-	err = ns.Do(func() error {
+	netnstest.Do(tb, path, func() error {
 		links, err := netlink.LinkList() //nolint:forbidigo // a test's namespace is quiet
 		for _, l := range links {
 			if l.Attrs().Name != "lo" {
@@ -205,9 +186,6 @@ func interfaces(tb testing.TB, path string) (names []string) {
 		}
 		return err
 	})
-	if err != nil {
-		tb.Fatal(err)
-	}
 	return names
 }
 
@@ -221,7 +199,7 @@ func TestRootVersionsAndVerbs(t *testing.T) {
 				t.Errorf("VERSION: %s, %v", spoken, e)
 			}
 			id := "pod-" + v
-			ns := n.newNS(id)
+			ns := n.newNS()
 			out, e := n.call(env("ADD", id, ns), n.conf(v, ""))
 			if e != nil {
 				t.Fatal(e)
@@ -299,7 +277,7 @@ func codeOf(e *shim.Error) int {
 // TestRootBadInput: each gets the right code and changes nothing.
 func TestRootBadInput(t *testing.T) {
 	n := newNode(t)
-	ns := n.newNS("pod")
+	ns := n.newNS()
 	file := filepath.Join(n.dir, "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -373,7 +351,7 @@ func TestRootCapabilities(t *testing.T) {
 	n := newNode(t)
 	add := func(id, extra string) string {
 		t.Helper()
-		out, e := n.call(env("ADD", id, n.newNS(id)), n.conf("1.1.0", extra))
+		out, e := n.call(env("ADD", id, n.newNS()), n.conf("1.1.0", extra))
 		if e != nil {
 			t.Fatal(e)
 		}
@@ -404,7 +382,7 @@ func TestRootCapabilities(t *testing.T) {
 // STATUS and GC say that it is away.
 func TestRootDaemonAway(t *testing.T) {
 	n := newNode(t)
-	ns := n.newNS("pod")
+	ns := n.newNS()
 	conf := n.conf("1.1.0", "")
 	if _, e := n.call(env("ADD", "pod", ns), conf); e != nil {
 		t.Fatal(e)
@@ -435,11 +413,11 @@ func TestRootDaemonAway(t *testing.T) {
 func TestRootGarbageCollection(t *testing.T) {
 	n := newNode(t)
 	for _, id := range []string{"a", "b", "c"} {
-		if _, e := n.call(env("ADD", id, n.newNS(id)), n.conf("1.1.0", "")); e != nil {
+		if _, e := n.call(env("ADD", id, n.newNS()), n.conf("1.1.0", "")); e != nil {
 			t.Fatal(e)
 		}
 	}
-	own := cni.Request{Key: cni.Key{ContainerID: "cri", IfName: "eth0"}, NetNS: n.newNS("cri")}
+	own := cni.Request{Key: cni.Key{ContainerID: "cri", IfName: "eth0"}, NetNS: n.newNS()}
 	if _, err := n.net.Attach(t.Context(), own); err != nil {
 		t.Fatal(err)
 	}
@@ -467,7 +445,7 @@ func TestRootHundredAtOnce(t *testing.T) {
 	seen := map[string]string{}
 	for i := range pods {
 		id := fmt.Sprintf("pod-%d", i)
-		ns := n.newNS(id)
+		ns := n.newNS()
 		wg.Go(func() {
 			out, e := n.call(env("ADD", id, ns), n.conf("1.1.0", ""))
 			if e != nil {

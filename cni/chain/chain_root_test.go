@@ -13,16 +13,16 @@ import (
 	"testing"
 
 	"go.etcd.io/bbolt"
-	"go.uber.org/goleak"
 
 	"github.com/nodeagent/nodeagent/api"
 	"github.com/nodeagent/nodeagent/cni"
 	"github.com/nodeagent/nodeagent/cni/chain"
 	"github.com/nodeagent/nodeagent/cni/conflist"
 	"github.com/nodeagent/nodeagent/cni/netns"
+	"github.com/nodeagent/nodeagent/cni/netns/netnstest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { netnstest.Main(m) }
 
 // cacheBin returns the directory of the plugins that tests use.
 func cacheBin() string {
@@ -45,14 +45,9 @@ type lab struct {
 
 func newLab(t *testing.T) *lab {
 	t.Helper()
-	if os.Getenv("NODEAGENT_SKIP_ROOT") == "1" {
-		t.Skip("NODEAGENT_SKIP_ROOT=1")
-	}
-	if os.Getuid() != 0 {
-		t.Fatal("needs root; set NODEAGENT_SKIP_ROOT=1 to leave such tests out")
-	}
+	netnstest.RequireRoot(t)
 	l := &lab{t: t, dir: t.TempDir()}
-	l.host = l.newNS("host")
+	l.host = netnstest.New(t)
 	db, err := bbolt.Open(filepath.Join(l.dir, "state.db"), 0o600, &bbolt.Options{NoSync: true})
 	if err != nil {
 		t.Fatal(err)
@@ -84,20 +79,6 @@ func newLab(t *testing.T) *lab {
 	return l
 }
 
-func (l *lab) newNS(name string) string {
-	l.t.Helper()
-	path := filepath.Join(l.dir, "ns", name)
-	if err := netns.Create(path); err != nil {
-		l.t.Fatal(err)
-	}
-	l.t.Cleanup(func() {
-		if err := netns.Remove(path); err != nil {
-			l.t.Error(err)
-		}
-	})
-	return path
-}
-
 // conf makes text the only network configuration.
 func (l *lab) conf(name, text string) {
 	l.t.Helper()
@@ -117,15 +98,7 @@ func (l *lab) conf(name, text string) {
 }
 
 // onHost runs f on a thread in the node's namespace.
-func (l *lab) onHost(f func() error) error {
-	l.t.Helper()
-	ns, err := netns.Open(l.host)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	defer ns.Close() //nolint:errcheck // a test's read-only descriptor
-	return ns.Do(f)
-}
+func (l *lab) onHost(f func() error) error { return netnstest.Try(l.t, l.host, f) }
 
 func (l *lab) attach(id, ns string) (res *cni.Result, err error) {
 	l.t.Helper()
@@ -169,7 +142,7 @@ func TestRootNoConfigurationIsNotReady(t *testing.T) {
 	if err := l.chain.Status(t.Context()); !errors.Is(err, cni.ErrNotReady) {
 		t.Errorf("Status = %v, want ErrNotReady", err)
 	}
-	if _, err := l.attach("a", l.newNS("a")); !errors.Is(err, cni.ErrNotReady) {
+	if _, err := l.attach("a", netnstest.New(t)); !errors.Is(err, cni.ErrNotReady) {
 		t.Errorf("Attach = %v, want ErrNotReady", err)
 	}
 	l.detach("a")
@@ -185,7 +158,7 @@ func TestRootOwnNetworkAlone(t *testing.T) {
 	if err := l.chain.Status(t.Context()); err != nil {
 		t.Error(err)
 	}
-	res, err := l.attach("a", l.newNS("a"))
+	res, err := l.attach("a", netnstest.New(t))
 	if err != nil || len(res.Addrs) != 2 {
 		t.Fatalf("Attach = %+v, %v", res, err)
 	}
@@ -207,7 +180,7 @@ func TestRootOthersChainedBehindOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.conf("05-nodeagent.conflist", string(body))
-	ns := l.newNS("a")
+	ns := netnstest.New(t)
 	res, err := l.attach("a", ns)
 	if err != nil || len(res.Addrs) != 2 || res.HostIfName == "" {
 		t.Fatalf("Attach = %+v, %v", res, err)
@@ -236,7 +209,7 @@ func TestRootChainThatBreaksIsRemembered(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.conf("05-nodeagent.conflist", string(body))
-	if _, err := l.attach("a", l.newNS("a")); err == nil || !strings.Contains(err.Error(), "no-such-plugin") {
+	if _, err := l.attach("a", netnstest.New(t)); err == nil || !strings.Contains(err.Error(), "no-such-plugin") {
 		t.Errorf("Attach = %v, want the plugin's name", err)
 	}
 	l.conf("05-nodeagent.conflist", `{"cniVersion":"1.0.0","name":"x","plugins":[{"type":"ptp"}]}`)
@@ -253,7 +226,7 @@ func TestRootForeignNetwork(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(l.dir, "net.d", "20-foreign.conflist"), []byte(foreign(dir)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	ns := l.newNS("a")
+	ns := netnstest.New(t)
 	res, err := l.attach("a", ns)
 	if err != nil {
 		t.Fatal(err)
@@ -262,7 +235,7 @@ func TestRootForeignNetwork(t *testing.T) {
 		t.Errorf("address %s, %d leases", res.Addrs[0], leases(t, dir))
 	}
 	for _, id := range []string{"b", "c"} {
-		if _, err := l.attach(id, l.newNS(id)); err != nil {
+		if _, err := l.attach(id, netnstest.New(t)); err != nil {
 			t.Fatal(err)
 		}
 	}
