@@ -86,20 +86,24 @@ func (c *Client) SnapshotUsages(ctx context.Context, snapshotter string) ([]Snap
 // SnapshotterRoot returns the directory in which a snapshotter keeps its data;
 // errdefs.ErrNotFound when there is no such snapshotter.
 func (c *Client) SnapshotterRoot(ctx context.Context, snapshotter string) (string, error) {
+	return c.pluginRoot(ctx, "io.containerd.snapshotter.v1", snapshotter)
+}
+
+// pluginRoot returns the directory of a plugin.
+func (c *Client) pluginRoot(ctx context.Context, kind, id string) (string, error) {
 	if c.c == nil {
 		return "", ErrNotConnected
 	}
-	resp, err := c.c.IntrospectionService().Plugins(ctx,
-		fmt.Sprintf("type==io.containerd.snapshotter.v1,id==%s", snapshotter))
+	resp, err := c.c.IntrospectionService().Plugins(ctx, fmt.Sprintf("type==%s,id==%s", kind, id))
 	if err != nil {
-		return "", fmt.Errorf("look up snapshotter %s: %w", snapshotter, err)
+		return "", fmt.Errorf("look up plugin %s.%s: %w", kind, id, err)
 	}
 	for _, p := range resp.Plugins {
-		if p.ID == snapshotter && p.InitErr == nil {
+		if p.ID == id && p.InitErr == nil {
 			return p.Exports["root"], nil
 		}
 	}
-	return "", fmt.Errorf("snapshotter %s: %w", snapshotter, errdefs.ErrNotFound)
+	return "", fmt.Errorf("plugin %s.%s: %w", kind, id, errdefs.ErrNotFound)
 }
 
 // ViewImage makes a read-only snapshot of an image's layers under key and

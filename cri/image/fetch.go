@@ -66,7 +66,7 @@ func (s *Service) fetch(ctx context.Context, req request, t *tracker) (rec conta
 	}
 	defer func() { s.settle(ctx, req.ref, lease, retErr == nil) }()
 	pull := containerd.Pull{
-		Ref: req.ref, Snapshotter: req.snapshotter, Labels: s.labels(req.ref),
+		Ref: req.ref, Snapshotter: req.snapshotter, Labels: s.fresh(req.ref),
 		HostsDir: access.hostsDir, Header: access.header, Credentials: req.cred.forHost,
 		Lease: lease, Progress: t.event,
 	}
@@ -204,6 +204,9 @@ func (s *Service) record(ctx context.Context, req request, rec containerd.ImageR
 		}
 		s.index.put(recs[name], &info)
 	}
+	if s.cfg.CheckContent {
+		s.unsynced(req.ref)
+	}
 	return s.index.lookup(info.ConfigDigest.String())
 }
 
@@ -214,6 +217,16 @@ func (s *Service) labels(ref string) map[string]string {
 		if named, err := reference.ParseDockerRef(p); err == nil && named.String() == ref {
 			l[labelPinned] = pinned
 		}
+	}
+	return l
+}
+
+// fresh are the labels of the record that the pull itself writes: it is marked
+// until its layers are on the disk.
+func (s *Service) fresh(ref string) map[string]string {
+	l := s.labels(ref)
+	if s.cfg.CheckContent {
+		l[labelUnsynced] = s.boot
 	}
 	return l
 }
@@ -229,10 +242,16 @@ func broken(err error) bool {
 	if errors.Is(err, errNoProgress) {
 		return true
 	}
+	if unpacking(err) {
+		return false
+	}
 	return containsAny(err.Error(), "unexpected EOF", "connection reset", "broken pipe", "short read",
 		"i/o timeout", "http2: ", "connection refused", "TLS handshake timeout", "500 ", "502 ", "503 ", "504 ",
 		"server closed")
 }
+
+// unpacking says whether an error is about unpacking what was fetched.
+func unpacking(err error) bool { return strings.Contains(err.Error(), "failed to extract layer") }
 
 // explain gives an error the text that the kubelet looks for, and its kind.
 func explain(ref string, err error) error {
@@ -244,7 +263,7 @@ func explain(ref string, err error) error {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded),
 		errors.Is(err, errStopping), errors.Is(err, errAbandoned):
 		return wrapped
-	case errdefs.IsNotFound(err), errdefs.IsInvalidArgument(err), errdefs.IsUnauthorized(err), errdefs.IsPermissionDenied(err):
+	case unpacking(err), errdefs.IsNotFound(err), errdefs.IsInvalidArgument(err), errdefs.IsUnauthorized(err), errdefs.IsPermissionDenied(err):
 		return wrapped
 	case errors.Is(err, errNoProgress), containsAny(text, "connection refused", "no such host", "i/o timeout",
 		"no route to host", "network is unreachable", "TLS handshake timeout", "connection reset", "server misbehaving",

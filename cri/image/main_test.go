@@ -49,6 +49,7 @@ type node struct {
 	cfg      image.Config
 	socket   string
 	hostsDir string
+	boot     string
 }
 
 func startContainerd(t *testing.T) containerd.Config {
@@ -109,7 +110,7 @@ func connect(t *testing.T, cfg containerd.Config) *containerd.Client {
 func (n *node) start(t *testing.T) {
 	t.Helper()
 	s, err := image.New(n.cfg, image.Deps{
-		Records: n.ctrd, Puller: n.ctrd, Snapshots: n.ctrd, Views: n.ctrd, Snapshotter: "overlayfs",
+		Records: n.ctrd, Puller: n.ctrd, Snapshots: n.ctrd, Views: n.ctrd, Content: n.ctrd, BootID: n.boot, Snapshotter: "overlayfs",
 		KnownHandler: func(h string) bool { return h == "runc" },
 		Log:          slog.New(slog.NewTextHandler(&testLog{t: t}, nil)),
 	})

@@ -140,6 +140,7 @@ var (
 	_ Puller    = (*containerd.Client)(nil)
 	_ Snapshots = (*containerd.Client)(nil)
 	_ Views     = (*containerd.Client)(nil)
+	_ Content   = (*containerd.Client)(nil)
 )
 
 // Deps are the service's neighbours; all are needed.
@@ -148,8 +149,11 @@ type Deps struct {
 	Puller    Puller
 	Snapshots Snapshots
 	Views     Views
+	Content   Content
 	// Snapshotter is the default snapshotter.
 	Snapshotter string
+	// BootID names the boot of the machine; empty: the kernel's.
+	BootID string
 	// KnownHandler says whether a runtime handler is configured; nil: all are.
 	KnownHandler func(handler string) bool
 	Log          *slog.Logger
@@ -171,10 +175,14 @@ type Service struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
-	// mu guards the pulls in flight.
+	// mu guards the pulls in flight and dirty.
 	mu     sync.Mutex
 	runCtx context.Context //nolint:containedctx // the life of the service, which pulls outlive their callers in
 	pulls  map[string]*pulling
+	dirty  map[string]bool // names of images that a sync is due for
+
+	boot string
+	sync chan struct{} // asks for a sync; holds one
 }
 
 var _ runtimeapi.ImageServiceServer = (*Service)(nil)
@@ -186,6 +194,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	}
 	s := &Service{
 		cfg: cfg, deps: deps, log: deps.Log, index: newIndex(), usage: newUsage(), volumeLock: locker.New(), pulls: map[string]*pulling{},
+		dirty: map[string]bool{}, sync: make(chan struct{}, 1), boot: deps.BootID,
 	}
 	if cfg.MaxParallelPulls > 0 {
 		s.slots = make(chan struct{}, cfg.MaxParallelPulls)

@@ -18,6 +18,17 @@ const resyncInterval = time.Minute
 
 // Start fills the index from containerd and keeps it right until Stop.
 func (s *Service) Start(ctx context.Context) error {
+	if s.boot == "" {
+		boot, err := bootID()
+		if err != nil {
+			return err
+		}
+		s.boot = boot
+	}
+	if err := s.heal(ctx); err != nil {
+		// The kubelet may ask for the others; these are tried again.
+		s.log.ErrorContext(ctx, "images could not be checked", "err", err)
+	}
 	if err := s.resync(ctx); err != nil {
 		return fmt.Errorf("read images: %w", err)
 	}
@@ -28,6 +39,7 @@ func (s *Service) Start(ctx context.Context) error {
 	s.mu.Unlock()
 	s.wg.Go(func() { s.watch(run) })
 	s.wg.Go(func() { s.measureLoop(run) })
+	s.wg.Go(func() { s.syncLoop(run) })
 	return nil
 }
 
@@ -58,13 +70,14 @@ func (s *Service) watch(ctx context.Context) {
 	s.wg.Go(func() { s.subscribe(ctx, changes) })
 	tick := time.NewTicker(resyncInterval)
 	defer tick.Stop()
+	var again healing
 	for {
 		var err error
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
-			err = errors.Join(s.resync(ctx), s.sweep(ctx))
+		case now := <-tick.C:
+			err = errors.Join(again.heal(ctx, s, now), s.resync(ctx), s.sweep(ctx))
 		case name := <-changes:
 			if name == "" {
 				err = s.resync(ctx)
