@@ -144,11 +144,15 @@ func TestExec(t *testing.T) { //nolint:tparallel // its parts share a pod
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		tty.say("tty; stty size; echo mark$((40+2))\n")
-		has(t, "terminal", tty.until("mark42"), "/dev/pts/", "31 97")
+		tty.say("tty; echo mark$((40+2))\n")
+		has(t, "terminal", tty.until("mark42"), "/dev/pts/")
+		// Sizes travel beside the streams, so they take their own time.
+		const untilSize = "until stty size | grep '^%s$'; do sleep 0.1; done\n"
+		tty.say(fmt.Sprintf(untilSize, "31 97"))
+		tty.until("\n31 97\r")
 		tty.resize(50, 120)
-		tty.say("sleep 1; stty size; echo mark$((41+2))\n")
-		has(t, "terminal after a resize", tty.until("mark43"), "50 120")
+		tty.say(fmt.Sprintf(untilSize, "50 120"))
+		tty.until("\n50 120\r")
 		tty.say("echo mark$((39+2)); sleep 100\n")
 		tty.until("mark41")
 		tty.say("\x03")
