@@ -155,10 +155,8 @@ func TestExec(t *testing.T) { //nolint:tparallel // its parts share a pod
 		tty.until("\n50 120\r")
 		tty.say("echo mark$((39+2)); sleep 100\n")
 		tty.until("mark41")
-		tty.say("\x03")
-		tty.until("^C")
-		tty.say("echo mark$((42+2))\nexit 5\n")
-		tty.until("mark44")
+		tty.interrupt("/ # ")
+		tty.say("exit 5\n")
 		var exit *exec.ExitError
 		if err := cmd.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 5 {
 			t.Errorf("ends with %v, want exit code 5", err)
@@ -296,6 +294,28 @@ func TestEphemeralContainer(t *testing.T) {
 		}
 		return err
 	})
+}
+
+func TestStartError(t *testing.T) {
+	t.Parallel()
+	ns := namespace(t)
+	apply(t, ns, `
+apiVersion: v1
+kind: Pod
+metadata: {name: once}
+spec:
+  restartPolicy: Never
+  containers: [{name: main, image: busybox, command: [no-such-program]}]
+`)
+	phase(t, ns, "once", corev1.PodFailed)
+	p, err := shared.Client.CoreV1().Pods(ns).Get(t.Context(), "once", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := p.Status.ContainerStatuses[0].State.Terminated
+	if end == nil || end.ExitCode != 128 || end.Reason != "StartError" || !strings.Contains(end.Message, "no-such-program") {
+		t.Errorf("ended as %+v", end)
+	}
 }
 
 func TestTermination(t *testing.T) {

@@ -47,11 +47,30 @@ func run(m *testing.M) int {
 			fmt.Fprintln(os.Stderr, err)
 		}
 	}
-	if err := c.Down(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "end the cluster:", err)
+	if err := end(ctx, c); err != nil {
+		fmt.Println("--- FAIL: nothing is left")
+		fmt.Println(err)
 		return 1
 	}
+	fmt.Println("--- PASS: nothing is left")
 	return code
+}
+
+// end sees that the nodes are quiet when the tests' pods are gone, ends the cluster and
+// sees that nothing of it is left on the machine.
+func end(ctx context.Context, c *cluster.Cluster) error {
+	calm, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("a minute after the last pod"))
+	defer cancel()
+	errs := []error{}
+	for _, n := range c.Nodes {
+		errs = append(errs, cluster.WaitFor(calm, n.Quiet))
+	}
+	traces, err := c.Traces()
+	errs = append(errs, err, c.Down(ctx))
+	if traces != nil {
+		errs = append(errs, traces.Left())
+	}
+	return errors.Join(errs...)
 }
 
 // config is a cluster's from the environment: NODEAGENT_E2E_RUNTIME=containerd tries

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -81,23 +82,34 @@ func (tty *terminal) say(text string) {
 	}
 }
 
+// interrupt types ^C until another prompt shows. A shell that is about to hand the
+// terminal to its child does not notice the first.
+func (tty *terminal) interrupt(prompt string) {
+	tty.t.Helper()
+	before := strings.Count(tty.shown(), prompt)
+	eventually(tty.t, 20*time.Second, func(context.Context) error {
+		if strings.Count(tty.shown(), prompt) > before {
+			return nil
+		}
+		tty.say("\x03")
+		return fmt.Errorf("no prompt in\n%s", tty.shown())
+	})
+}
+
+func (tty *terminal) shown() string {
+	tty.mu.Lock()
+	defer tty.mu.Unlock()
+	return tty.seen.String()
+}
+
 // until waits for a text and returns all that has been shown.
 func (tty *terminal) until(text string) string {
 	tty.t.Helper()
-	deadline := time.After(30 * time.Second)
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		tty.mu.Lock()
-		seen := tty.seen.String()
-		tty.mu.Unlock()
-		if strings.Contains(seen, text) {
-			return seen
+	eventually(tty.t, 30*time.Second, func(context.Context) error {
+		if seen := tty.shown(); !strings.Contains(seen, text) {
+			return fmt.Errorf("the terminal does not show %q but\n%s", text, seen)
 		}
-		select {
-		case <-deadline:
-			tty.t.Fatalf("the terminal does not show %q but\n%s", text, seen)
-		case <-tick.C:
-		}
-	}
+		return nil
+	})
+	return tty.shown()
 }

@@ -112,6 +112,13 @@ func (b *Box) inside(flags int, f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if unix.Gettid() == os.Getpid() {
+			// The first thread never ends, so it must not go anywhere: it waits
+			// here while another does it.
+			done <- b.inside(flags, f)
+			runtime.UnlockOSThread() //nolint:forbidigo // it went nowhere
+			return
+		}
 		if err := unix.Unshare(unix.CLONE_FS); err != nil {
 			done <- fmt.Errorf("unshare: %w", err)
 			return

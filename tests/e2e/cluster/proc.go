@@ -195,10 +195,14 @@ func WaitFor(ctx context.Context, cond func(context.Context) error) error { retu
 func waitFor(ctx context.Context, cond func(context.Context) error, procs ...*Proc) error {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
+	var err error
 	for {
-		err := cond(ctx)
-		if err == nil {
+		now := cond(ctx)
+		if now == nil {
 			return nil
+		}
+		if err == nil || ctx.Err() == nil {
+			err = now // not what ctx's end did to the last try
 		}
 		for _, p := range procs {
 			if down := p.Down(); down != nil {

@@ -83,7 +83,7 @@ func stay(ctx context.Context, o *options, demo bool) (retErr error) {
 	defer func() {
 		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Minute)
 		defer cancel()
-		retErr = errors.Join(retErr, o.Progress.Step("clean up", func() error { return c.Down(cleanup) }))
+		retErr = errors.Join(retErr, o.Progress.Step("clean up", func() error { return end(cleanup, c) }))
 	}()
 	if demo {
 		if err := c.Demo(ctx); err != nil {
@@ -119,6 +119,16 @@ func runtimes(ctx context.Context, o *options) (retErr error) {
 	}
 	<-ctx.Done()
 	return nil
+}
+
+// end ends the cluster and sees that nothing of it is left.
+func end(ctx context.Context, c *cluster.Cluster) error {
+	traces, err := c.Traces()
+	err = errors.Join(err, c.Down(ctx))
+	if traces != nil {
+		err = errors.Join(err, traces.Left())
+	}
+	return err
 }
 
 func status(_ context.Context, o *options) error {
