@@ -138,6 +138,12 @@ func TestRootUpdateResources(t *testing.T) {
 	}
 	// A limit below what is in use fails and changes nothing.
 	_, err = r.rt.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{
+		ContainerId: id, Linux: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 4096},
+	})
+	if err == nil {
+		t.Error("a limit of one page was taken")
+	}
+	_, err = r.rt.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{
 		ContainerId: id, Linux: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: -5},
 	})
 	if status.Code(err) != codes.InvalidArgument {

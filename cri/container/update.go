@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -43,7 +44,7 @@ func (m *Manager) update(ctx context.Context, c *store.Container, r *runtimeapi.
 		return err
 	}
 	if c.State == store.ContainerRunning {
-		if err := m.deps.Containerd.UpdateTask(ctx, c.ID, s.Linux.Resources, annotations); err != nil {
+		if err := m.deps.Containerd.UpdateTask(ctx, c.ID, checked(s.Linux.Resources), annotations); err != nil {
 			return err
 		}
 	}
@@ -55,6 +56,18 @@ func (m *Manager) update(ctx context.Context, c *store.Container, r *runtimeapi.
 		return nil
 	})
 	return err
+}
+
+// checked makes the OCI runtime refuse a memory limit below what is in use,
+// for which cgroup v2 would rather kill a process.
+func checked(r *specs.LinuxResources) *specs.LinuxResources {
+	if r == nil || r.Memory == nil || r.Memory.Limit == nil {
+		return r
+	}
+	out, mem, yes := *r, *r.Memory, true
+	mem.CheckBeforeUpdate = &yes
+	out.Memory = &mem
+	return &out
 }
 
 // merged is a with the fields of b that are set.
