@@ -373,3 +373,73 @@ func TestRootShimUserNamespace(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 }
+
+// TestRootShimLeaksNothing runs commands and containers in a pod whose shim stays, and counts what that holds.
+func TestRootShimLeaksNothing(t *testing.T) {
+	r := newShimRig(t)
+	pod := r.pod("busy")
+	sb := r.runPod(pod)
+	id := r.run(sb, pod, r.shell("stays", "sleep 1000"))
+	shimPID := parent(t, r.pid(id))
+	work := func(n int) {
+		for i := range 5 {
+			resp, err := r.rt.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"sh", "-c", "echo out; echo err >&2; exit 3"}, Timeout: 30})
+			if err != nil || resp.ExitCode != 3 || string(resp.Stdout) != "out\n" || string(resp.Stderr) != "err\n" {
+				t.Fatalf("exec %d: %v, %v", i, resp, err)
+			}
+		}
+		cfg := r.shell(fmt.Sprintf("goes%d", n), "echo x")
+		cfg.Tty = n%2 == 0
+		goes := r.run(sb, pod, cfg)
+		r.exited(goes)
+		if _, err := r.rt.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: goes}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	work(0)
+	work(1)
+	before := held(t, shimPID)
+	for n := range 4 {
+		work(n + 2)
+	}
+	r.eventually("the shim holds what it held before", func() bool { return held(t, shimPID) <= before })
+	if children := processes(t, r.daemon.Dir, "runc"); len(children) > 0 {
+		t.Errorf("OCI runtimes left: %v", children)
+	}
+}
+
+// TestRootShimOutlivesItsContainers restarts a pod's only container over and over: the end of one must not take the shim from
+// under the next.
+func TestRootShimOutlivesItsContainers(t *testing.T) {
+	r := newShimRig(t)
+	pod := r.pod("loop")
+	sb := r.runPod(pod)
+	for i := range 10 {
+		cfg := r.shell("again", "exit 1")
+		cfg.Metadata.Attempt = uint32(i) //nolint:gosec // small
+		id := r.create(sb, pod, cfg)
+		next := r.shell("next", "sleep 1000")
+		next.Metadata.Attempt = uint32(i) //nolint:gosec // small
+		other := r.create(sb, pod, next)
+		r.startContainer(id)
+		r.startContainer(other) // while the first one ends
+		if st := r.exited(id); st.ExitCode != 1 || st.Reason != "Error" {
+			t.Fatalf("attempt %d: %v", i, st)
+		}
+		for _, c := range []string{id, other} {
+			if _, err := r.rt.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: c}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// held counts a process's descriptors.
+func held(t *testing.T, pid int) int {
+	t.Helper()
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}

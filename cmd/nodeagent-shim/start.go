@@ -19,6 +19,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/nodeagent/nodeagent/cmd/nodeagent-shim/task"
+	"github.com/nodeagent/nodeagent/cmd/nodeagent-shim/ttrpc"
 	"github.com/nodeagent/nodeagent/cmd/nodeagent-shim/wire"
 )
 
@@ -117,15 +119,32 @@ func listen(ctx context.Context, path string) (*net.UnixListener, error) {
 		if !errors.Is(err, unix.EADDRINUSE) {
 			return nil, fmt.Errorf("listen: %w", err)
 		}
-		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
-		if err == nil {
-			return nil, conn.Close()
+		alive, err := expect(ctx, path)
+		if alive || err != nil {
+			return nil, err
 		}
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return nil, fmt.Errorf("remove socket of a dead shim: %w", err)
 		}
 	}
 	return nil, fmt.Errorf("listen on %s: %w", path, unix.EADDRINUSE)
+}
+
+// expect asks the shim at path to wait for our container. It is not alive when nobody listens, and as good as dead when it
+// is about to end; one that does not answer is an error.
+func expect(ctx context.Context, path string) (alive bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	c := ttrpc.Client{Address: path}
+	defer c.Close()
+	service, method, _ := strings.Cut(task.ExpectMethod, "/")
+	if _, err = c.Call(ctx, service, method, nil); err == nil {
+		return true, nil
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) {
+		return false, fmt.Errorf("ask the pod's shim: %w", err)
+	}
+	return false, nil
 }
 
 // spawn starts the shim itself with the socket as descriptor 3 and containerd's log pipe as stderr.

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -43,11 +44,35 @@ type Service struct {
 	mu         sync.Mutex // guards what follows
 	containers map[string]*container
 	links      map[string]*linkServer // by the pod's directory
+	// expected is until when a container may still come, though there is none; stopping is final.
+	expected time.Time
+	stopping bool
 }
+
+// ExpectMethod is our own addition: a start action that finds this shim asks it to wait for the container that is to come,
+// so that the end of the pod's last container does not end the shim under the next one.
+const ExpectMethod = "nodeagent.shim.v1.Shim/Expect"
+
+// expectation is how long a container may take to come.
+const expectation = 15 * time.Second
+
+// orphaned is how long a shim without a container waits for one, or for its end.
+const orphaned = time.Minute
 
 // New returns a Service without containers.
 func New(deps Deps) *Service {
-	return &Service{deps: deps, containers: map[string]*container{}, links: map[string]*linkServer{}}
+	s := &Service{deps: deps, containers: map[string]*container{}, links: map[string]*linkServer{}}
+	s.expireLater()
+	return s
+}
+
+// expireLater ends a shim that has no container for long and that nobody ends: containerd died between its start and its use.
+func (s *Service) expireLater() {
+	time.AfterFunc(orphaned, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.stopIfIdle()
+	})
 }
 
 // Methods are the service's methods by their full names.
@@ -57,7 +82,7 @@ func (s *Service) Methods() map[string]ttrpc.Handler {
 		"Wait": s.wait, "Pids": s.pids, "ResizePty": s.resize, "CloseIO": s.closeIO, "Pause": s.pause, "Resume": s.resume,
 		"Update": s.update, "Checkpoint": s.checkpoint, "Connect": s.connect, "Shutdown": s.shutdown, "Stats": s.stats,
 	}
-	out := map[string]ttrpc.Handler{}
+	out := map[string]ttrpc.Handler{ExpectMethod: s.expect}
 	for name, fn := range methods {
 		out[ServiceName+"/"+name] = func(ctx context.Context, body []byte) (wire.Message, error) {
 			r, err := readRequest(name, body)
@@ -97,11 +122,16 @@ func (s *Service) create(ctx context.Context, r *request) (wire.Message, error) 
 	// The name is taken before the work begins; everybody else waits until it is done.
 	defer close(c.ready)
 	s.mu.Lock()
+	if s.stopping {
+		s.mu.Unlock()
+		return nil, fmt.Errorf("the shim ends: %w", errdefs.ErrUnavailable)
+	}
 	if s.containers[r.ID] != nil {
 		s.mu.Unlock()
 		return nil, fmt.Errorf("container %s: %w", r.ID, errdefs.ErrAlreadyExists)
 	}
 	s.containers[r.ID] = c
+	s.expected = time.Time{} // it came
 	s.mu.Unlock()
 	if err := c.create(ctx, r); err != nil {
 		s.forget(r.ID)
@@ -117,6 +147,9 @@ func (s *Service) forget(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.containers, id)
+	if len(s.containers) == 0 {
+		s.expireLater()
+	}
 }
 
 func (s *Service) start(ctx context.Context, r *request) (wire.Message, error) {
@@ -331,16 +364,43 @@ func (s *Service) connect(_ context.Context, r *request) (wire.Message, error) {
 	return m, nil
 }
 
+// expect promises that the shim lives long enough for the next container, or refuses.
+func (s *Service) expect(context.Context, []byte) (wire.Message, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopping {
+		return nil, fmt.Errorf("the shim ends: %w", errdefs.ErrUnavailable)
+	}
+	s.expected = time.Now().Add(expectation)
+	return nil, nil //nolint:nilnil // an empty message
+}
+
+// shutdown ends the shim when no container is left and none is expected.
 func (s *Service) shutdown(context.Context, *request) (wire.Message, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.containers) == 0 {
-		for _, l := range s.links {
-			l.close()
-		}
-		go s.deps.Stop() // after the answer
-	}
+	s.stopIfIdle()
 	return nil, nil //nolint:nilnil // an empty message
+}
+
+// stopIfIdle is called with the lock held.
+func (s *Service) stopIfIdle() {
+	if len(s.containers) > 0 || s.stopping {
+		return
+	}
+	if wait := time.Until(s.expected); wait > 0 {
+		time.AfterFunc(wait, func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.stopIfIdle()
+		})
+		return
+	}
+	s.stopping = true
+	for _, l := range s.links {
+		l.close()
+	}
+	go s.deps.Stop() // after the answer
 }
 
 // stats is not served: nodeagent reads cgroups itself, and their message types would triple the shim.
