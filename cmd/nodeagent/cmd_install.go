@@ -33,6 +33,7 @@ func installCommand() *cobra.Command {
 	f.StringVar((*string)(&o.Mode), "mode", string(install.ModeHost), "host: a systemd unit; pod: run in this pod, beside another CRI runtime")
 	f.StringVar(&o.Programs, "programs", programsDir(), "directory that the programs are taken from")
 	f.StringVar(&o.BinDir, "bin-dir", "", "directory for the programs on the node")
+	f.StringVar(&o.CNIBinDir, "cni-bin-dir", "", "directory in which the node's runtime looks for CNI programs")
 	f.StringVarP(&o.Config, "config", "c", "", "configuration file to install; none: the default, where there is none yet")
 	f.StringArrayVar(&o.Set, "set", nil, "path.to.field=value for what the configuration file leaves out (repeat)")
 	f.StringVar(&o.Token, "token", "", "file with a token for the API server; needs --ca")

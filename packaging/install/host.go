@@ -112,6 +112,8 @@ func run(ctx context.Context, argv []string, stdout, stderr io.Writer) error {
 	}
 	cmd := exec.CommandContext(ctx, path, argv[1:]...)
 	cmd.Stdout, cmd.Stderr = stdout, stderr
+	// The pod's PATH says nothing of the node's programs.
+	cmd.Env = append(os.Environ(), "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = stopTime
 	if err := cmd.Run(); err != nil && (ctx.Err() == nil || !asked(err)) {
@@ -129,8 +131,8 @@ func asked(err error) bool {
 	return errors.Is(err, context.Canceled)
 }
 
-// find looks for a program where a node has it. exec.LookPath would do, but
-// the pod's PATH says nothing of the node.
+// find looks for a program where a node has it; exec.LookPath goes by the
+// pod's PATH.
 func find(name string) (string, error) {
 	if filepath.IsAbs(name) {
 		return name, nil

@@ -136,7 +136,7 @@ func (i *Installer) removeStale(ctx context.Context, rec *record, files []file, 
 func (i *Installer) files() ([]file, error) {
 	var out []file
 	programs := map[string]string{
-		packaging.Daemon: i.opts.binDir(), packaging.Plugin: packaging.CNIBinDir, packaging.Shim: i.opts.binDir(),
+		packaging.Daemon: i.opts.binDir(), packaging.Plugin: i.opts.cniBinDir(), packaging.Shim: i.opts.binDir(),
 	}
 	if i.opts.Mode == ModePod {
 		delete(programs, packaging.Shim) // another runtime's pods

@@ -246,9 +246,9 @@ func TestModePod(t *testing.T) {
 	n := newNode(t)
 	n.apply()
 	n.calls()
-	n.opts.Mode = ModePod
+	n.opts.Mode, n.opts.CNIBinDir = ModePod, "/usr/lib/cni"
 	got := n.apply()
-	for _, want := range []string{"removed /etc/systemd/system/nodeagent.service", "removed /opt/nodeagent/bin/nodeagent-shim"} {
+	for _, want := range []string{"removed /etc/systemd/system/nodeagent.service", "removed /opt/nodeagent/bin/nodeagent-shim", "removed /opt/cni/bin/nodeagent-cni", "created /usr/lib/cni/nodeagent-cni"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("lacks %q:\n%s", want, got)
 		}

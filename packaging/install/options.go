@@ -3,6 +3,7 @@
 package install
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -34,6 +35,9 @@ type Options struct {
 	Programs string
 	// BinDir is where they go on the node; empty: packaging.HostBinDir.
 	BinDir string
+	// CNIBinDir is where the node's runtime looks for CNI programs; empty:
+	// packaging.CNIBinDir.
+	CNIBinDir string
 	// Config is a configuration file to install, merged with what the mode needs;
 	// empty installs the default where there is none.
 	Config string
@@ -70,8 +74,10 @@ func (o Options) validate() error {
 			fault("%s: %q is not an absolute path", flag, path)
 		}
 	}
-	if o.BinDir != "" && !filepath.IsAbs(o.BinDir) {
-		fault("bin-dir: %q is not an absolute path", o.BinDir)
+	for flag, path := range map[string]string{"bin-dir": o.BinDir, "cni-bin-dir": o.CNIBinDir} {
+		if path != "" && !filepath.IsAbs(path) {
+			fault("%s: %q is not an absolute path", flag, path)
+		}
 	}
 	if o.Mode != ModeHost && o.Mode != ModePod {
 		fault("mode: %q is not one of host, pod", o.Mode)
@@ -90,9 +96,6 @@ func (o Options) validate() error {
 	return errors.Join(faults...)
 }
 
-func (o Options) binDir() string {
-	if o.BinDir != "" {
-		return o.BinDir
-	}
-	return packaging.HostBinDir
-}
+func (o Options) binDir() string { return cmp.Or(o.BinDir, packaging.HostBinDir) }
+
+func (o Options) cniBinDir() string { return cmp.Or(o.CNIBinDir, packaging.CNIBinDir) }
