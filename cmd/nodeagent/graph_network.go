@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"maps"
 
 	"github.com/nodeagent/nodeagent/api"
@@ -20,6 +21,10 @@ func (g *graph) addNetwork(context.Context) error {
 		return err
 	}
 	g.dataplane = dp
+	if err := g.health.registry.Register(dp.Collector()); err != nil {
+		return fmt.Errorf("register metrics of the data path: %w", err)
+	}
+	maps.Copy(g.routes, dataplaneRoutes(dp))
 	g.add("data path", func(ctx context.Context) error {
 		if err := dp.SetNode(ctx, g.baseNode()); err != nil {
 			return err
