@@ -135,6 +135,9 @@ func (d *Dataplane) Start(ctx context.Context) (retErr error) {
 			retErr = errors.Join(retErr, d.kernel.Close())
 		}
 	}()
+	for _, name := range d.kernel.Renewed {
+		d.log.ErrorContext(ctx, "map of an earlier layout was made anew", "map", name)
+	}
 	d.eps = maps.NewEndpoints(d.kernel.Eps)
 	d.routes = maps.NewRoutes(d.kernel.Routes)
 	d.ups = maps.NewUplinks(d.kernel.Uplinks)

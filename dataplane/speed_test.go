@@ -38,7 +38,7 @@ func BenchmarkRootPath(b *testing.B) {
 		{"pod6", x.netns, y.netns, netip.AddrPortFrom(y.addrs[1], 5000), netip.AddrPortFrom(y.addrs[1], 5000)},
 		{"service", x.netns, y.netns, netip.AddrPortFrom(vips(1)[0], 80), netip.AddrPortFrom(y.addrs[0], 5000)},
 	}
-	waitHandOver(b, h, x, y)
+	h.waitLinks(b, x, y)
 	best := map[string][3]float64{}
 	for range max(b.N, 1) {
 		for _, p := range paths {
@@ -65,19 +65,6 @@ func farVIPs(i int) []netip.Addr {
 	v4[1], v4[2], v4[3] = 97, byte(i>>8), byte(i)
 	v6[13], v6[14] = byte(i>>8), byte(i)
 	return []netip.Addr{netip.AddrFrom4(v4), netip.AddrFrom16(v6)}
-}
-
-// waitHandOver waits until the pods' links have their tcx programs.
-func waitHandOver(b *testing.B, h *host, pods ...*pod) {
-	b.Helper()
-	for _, p := range pods {
-		for range 200 {
-			if h.run(b, "tc filter show dev "+p.ep.IfName+" ingress") == "" {
-				break
-			}
-			h.run(b, "sleep 0.1")
-		}
-	}
 }
 
 func newWire(b *testing.B) (x, y netns) {

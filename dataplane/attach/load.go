@@ -38,6 +38,10 @@ type Options struct {
 // Kernel is the loaded data path.
 type Kernel struct {
 	bpf.DatapathObjects
+	// Renewed are maps whose content was lost: an earlier daemon pinned them
+	// with another layout.
+	Renewed []string
+
 	dir string
 }
 
@@ -64,10 +68,10 @@ func Load(o Options) (*Kernel, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := configure(spec, o, filepath.Join(dir, "maps")); err != nil {
+	k := &Kernel{dir: dir}
+	if err := k.configure(spec, o, filepath.Join(dir, "maps")); err != nil {
 		return nil, err
 	}
-	k := &Kernel{dir: dir}
 	opts := &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: filepath.Join(dir, "maps")}}
 	if err := spec.LoadAndAssign(&k.DatapathObjects, opts); err != nil {
 		return nil, fmt.Errorf("load data path: %w", err)
@@ -76,7 +80,7 @@ func Load(o Options) (*Kernel, error) {
 }
 
 // configure sets constants, sizes and pinning before the load.
-func configure(spec *ebpf.CollectionSpec, o Options, pins string) error {
+func (k *Kernel) configure(spec *ebpf.CollectionSpec, o Options, pins string) error {
 	for name, value := range o.Constants {
 		v, ok := spec.Variables[name]
 		if !ok {
@@ -98,30 +102,38 @@ func configure(spec *ebpf.CollectionSpec, o Options, pins string) error {
 			continue
 		}
 		m.Pinning = ebpf.PinByName
-		if err := adopt(m, filepath.Join(pins, name)); err != nil {
+		same, err := adopt(m, filepath.Join(pins, name))
+		if err != nil {
 			return err
+		}
+		if !same {
+			k.Renewed = append(k.Renewed, name)
 		}
 	}
 	return nil
 }
 
 // adopt keeps a pinned map of another size: its content is worth more than the
-// new size, which applies once the map is made anew.
-func adopt(spec *ebpf.MapSpec, pin string) error {
+// new size, which applies once the map is made anew. One of another layout
+// cannot be used: its pin is removed, and the programs that are attached keep
+// it until they are replaced.
+func adopt(spec *ebpf.MapSpec, pin string) (same bool, err error) {
 	m, err := ebpf.LoadPinnedMap(pin, nil)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return true, nil
 	}
 	if err != nil {
-		return fmt.Errorf("open pinned map %s: %w", pin, err)
+		return false, fmt.Errorf("open pinned map %s: %w", pin, err)
 	}
 	defer m.Close() //nolint:errcheck // only looked at
 	if m.Type() == spec.Type && m.KeySize() == spec.KeySize && m.ValueSize() == spec.ValueSize {
 		spec.MaxEntries = m.MaxEntries()
-		return nil
+		return true, nil
 	}
-	return fmt.Errorf("pinned map %s has another layout: %s %d/%d bytes, want %s %d/%d", pin,
-		m.Type(), m.KeySize(), m.ValueSize(), spec.Type, spec.KeySize, spec.ValueSize)
+	if err := m.Unpin(); err != nil {
+		return false, fmt.Errorf("remove pinned map %s of another layout: %w", pin, err)
+	}
+	return false, nil
 }
 
 // ensureBPFFS mounts a BPF file system on the parent of dir when dir is in none.
