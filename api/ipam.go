@@ -3,6 +3,7 @@
 package api
 
 import (
+	"context"
 	"net/http"
 
 	"github.com/nodeagent/nodeagent/cni"
@@ -14,6 +15,7 @@ type Addresses interface {
 	Usage() []ipam.Usage
 	Leases() []ipam.Lease
 	List() []cni.Attachment
+	Verify(ctx context.Context) ([]cni.Problem, error)
 }
 
 var _ Addresses = (*cni.Network)(nil)
@@ -44,12 +46,22 @@ type AttachmentsAnswer struct {
 	Attachments []cni.Attachment `json:"attachments"`
 }
 
+// VerifyAnswer is the answer of GET /v1/ipam/check.
+type VerifyAnswer struct {
+	// Problems is empty if everything agrees.
+	Problems []cni.Problem `json:"problems"`
+}
+
 // NetworkRoutes returns the handlers that show the pod network.
 func NetworkRoutes(a Addresses) map[string]http.Handler {
 	return map[string]http.Handler{
 		"GET /v1/ipam": JSON(func(*http.Request) (IPAM, error) { return showIPAM(a), nil }),
 		"GET /v1/attachments": JSON(func(*http.Request) (AttachmentsAnswer, error) {
 			return AttachmentsAnswer{a.List()}, nil
+		}),
+		"GET /v1/ipam/check": JSON(func(r *http.Request) (VerifyAnswer, error) {
+			problems, err := a.Verify(r.Context())
+			return VerifyAnswer{problems}, err
 		}),
 	}
 }

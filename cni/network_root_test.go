@@ -13,6 +13,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/nodeagent/nodeagent/cni/ipam"
 	"github.com/nodeagent/nodeagent/cni/netns"
 	"github.com/nodeagent/nodeagent/cni/netns/netnstest"
 	"github.com/nodeagent/nodeagent/dataplane"
@@ -428,4 +429,33 @@ func TestRootConcurrentVerbsOnOneKey(t *testing.T) {
 	if after := l.world(); after != before {
 		t.Errorf("before %s\n after %s", before, after)
 	}
+}
+
+func TestRootVerifyFindsWhatDisagrees(t *testing.T) {
+	l := newLab(t, nil)
+	good, _ := l.attach("good")
+	if problems, err := l.net.Verify(t.Context()); err != nil || len(problems) != 0 {
+		t.Errorf("Verify = %v, %v, want nothing", problems, err)
+	}
+	l.attach("cut")
+	if err := l.net.wire.Remove(t.Context(), l.net.records.all[Key{"cut", "eth0"}].Result.HostIfName); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.net.book.Acquire(ipam.Request{Owner: "nobody"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	l.net.records.forget(good.Key)
+	problems, err := l.net.Verify(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var subjects []string
+	for _, p := range problems {
+		subjects = append(subjects, p.Subject)
+	}
+	want := "[10.77.0.2 10.77.0.4 fd77::2 fd77::4 " + good.HostIfName + " cut/eth0]"
+	if got := fmt.Sprint(subjects); got != want {
+		t.Errorf("problems with %s, want %s", got, want)
+	}
+	l.net.records.remember(record{State: stateReady, Request: Request{Key: good.Key}, Result: *good})
 }

@@ -31,7 +31,7 @@ func ipamCommand() *cobra.Command {
 		}
 		return render(cmd.OutOrStdout(), *format, answer.Ranges, t)
 	}
-	cmd.AddCommand(ipamLeasesCommand())
+	cmd.AddCommand(ipamLeasesCommand(), ipamCheckCommand())
 	return cmd
 }
 
@@ -57,6 +57,38 @@ func ipamLeasesCommand() *cobra.Command {
 			t.add(l.Addr.String(), l.Pool, pod, l.State, l.Interface, age, l.Owner)
 		}
 		return render(cmd.OutOrStdout(), *format, answer.Leases, t)
+	}
+	return cmd
+}
+
+func ipamCheckCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Compare every pod's addresses, links and routes with the records",
+		Args:  noArgs,
+	}
+	format := outputFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		var answer api.VerifyAnswer
+		if err := client(cmd).Get(cmd.Context(), "/v1/ipam/check", &answer); err != nil {
+			return err
+		}
+		t := &table{}
+		for _, p := range answer.Problems {
+			for _, fault := range p.Faults {
+				t.add(p.Subject, fault)
+			}
+		}
+		if len(answer.Problems) == 0 {
+			t.add("everything agrees")
+		}
+		if err := render(cmd.OutOrStdout(), *format, answer, t); err != nil {
+			return err
+		}
+		if len(answer.Problems) > 0 {
+			return errUnhealthy
+		}
+		return nil
 	}
 	return cmd
 }
