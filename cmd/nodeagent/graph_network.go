@@ -25,24 +25,38 @@ func (g *graph) addNetwork(context.Context) error {
 		return fmt.Errorf("register metrics of the data path: %w", err)
 	}
 	maps.Copy(g.routes, dataplaneRoutes(dp))
+	if cfg.Enabled {
+		if err := g.newNetwork(); err != nil {
+			return err
+		}
+	}
 	g.add("data path", func(ctx context.Context) error {
 		if err := dp.SetNode(ctx, g.baseNode()); err != nil {
 			return err
 		}
 		return dp.Start(ctx)
 	}, dp.Stop)
-	if !cfg.Enabled {
-		return nil
+	if n := g.network; n != nil {
+		g.add("pod network", n.Start, n.Stop)
+		g.health.check("network", n.Status)
 	}
-	n, err := cni.New(cfg.Config, cni.Deps{
-		DB: g.db, Dataplane: dp, Socket: g.runPath("api.sock"), Log: g.log, Metrics: g.health.registry,
+	return nil
+}
+
+// newNetwork makes the pod network. The host's settings come before the data
+// path, so that each change is logged by name.
+func (g *graph) newNetwork() error {
+	n, err := cni.New(g.cfg.Network.Config, cni.Deps{
+		DB: g.db, Dataplane: g.dataplane, Socket: g.runPath("api.sock"), Log: g.log, Metrics: g.health.registry,
 	})
 	if err != nil {
 		return err
 	}
 	g.network = n
-	g.add("pod network", n.Start, n.Stop)
-	g.health.check("network", n.Status)
+	g.add("host settings", func(ctx context.Context) error {
+		_, err := n.Prepare(ctx)
+		return err
+	}, nil)
 	maps.Copy(g.routes, api.CNIRoutes(n, g.log))
 	maps.Copy(g.routes, api.NetworkRoutes(n))
 	return nil
