@@ -150,7 +150,8 @@ func (d *Dataplane) Start(ctx context.Context) (retErr error) {
 		return err
 	}
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	if err := attach.Watch(run, d.hostChanged); err != nil {
+	deaf, err := attach.Watch(run, d.hostChanged)
+	if err != nil {
 		cancel()
 		return err
 	}
@@ -160,7 +161,7 @@ func (d *Dataplane) Start(ctx context.Context) (retErr error) {
 	}
 	d.cancel = cancel
 	d.started = true
-	d.wg.Go(func() { d.followHost(run) })
+	d.wg.Go(func() { d.followHost(run, deaf) })
 	d.wg.Go(func() { d.followPods(run) })
 	d.wg.Go(func() { d.sweepFlows(run) })
 	return nil

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"testing"
 
+	"go.uber.org/goleak"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/nodeagent/nodeagent/dataplane/service"
@@ -157,7 +158,7 @@ func agentMain() int {
 		fmt.Println(string(line))
 	}
 	if d != nil {
-		if err := d.Stop(ctx); err != nil {
+		if err := errors.Join(d.Stop(ctx), goleak.Find()); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"testing"
 
+	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 )
 
@@ -28,7 +29,7 @@ func TestMain(m *testing.M) {
 	if role, ok := roles[os.Getenv(labEnv)]; ok {
 		os.Exit(role()) //nolint:forbidigo // a process of the laboratory, not a test
 	}
-	m.Run()
+	goleak.VerifyTestMain(m)
 }
 
 // needRoot fails without root, unless root tests are switched off.

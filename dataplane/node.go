@@ -154,14 +154,25 @@ func (d *Dataplane) sourceAddr(i attach.Interface, v4 bool) netip.Addr {
 }
 
 // followHost brings the maps up to date when the host changes.
-func (d *Dataplane) followHost(ctx context.Context) {
+func (d *Dataplane) followHost(ctx context.Context, deaf <-chan struct{}) {
 	resync := time.NewTicker(hostResync)
 	defer resync.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-deaf:
+			var err error
+			if deaf, err = attach.Watch(ctx, d.hostChanged); err != nil {
+				// The next resync looks, and tries again.
+				d.log.ErrorContext(ctx, "watch host", "err", err)
+			}
 		case <-resync.C:
+			if deaf == nil {
+				closed := make(chan struct{})
+				close(closed)
+				deaf = closed
+			}
 		case <-d.hostChanged:
 			if !settle(ctx, hostSettle) {
 				return

@@ -24,6 +24,8 @@ static __always_inline void *express_ip(struct __sk_buff *skb, struct tuple *t)
 	struct ip4_hdr *ip4 = data + ETH_LEN;
 	struct ip6_hdr *ip6 = data + ETH_LEN;
 
+	if (skb->vlan_present)
+		return NULL;
 	if (skb->protocol == ETHERTYPE_IP) {
 		if (data + ETH_LEN + IP4_LEN + UDP_LEN > end || ip4->ver_ihl != IP4_PLAIN ||
 		    (ip4->frag & (IP4_MF | IP4_OFFSET)))

@@ -78,7 +78,7 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct pkt *pkt)
 static __always_inline int parse_ip4(struct __sk_buff *skb, struct pkt *pkt)
 {
 	struct ip4_hdr *ip;
-	__u32 ihl;
+	__u32 ihl, len;
 	void *data;
 
 	data = head(skb, ETH_LEN + IP4_LEN);
@@ -86,9 +86,11 @@ static __always_inline int parse_ip4(struct __sk_buff *skb, struct pkt *pkt)
 		return -DROP_TRUNCATED;
 	ip = data + ETH_LEN;
 	ihl = (ip->ver_ihl & 0x0f) * 4;
-	if (ip->ver_ihl >> 4 != 4 || ihl < IP4_LEN || bpf_ntohs(ip->len) < ihl)
+	/* Segmentation offload writes no length into what is longer than 64k. */
+	len = ip->len || !skb->gso_size ? bpf_ntohs(ip->len) : skb->len - ETH_LEN;
+	if (ip->ver_ihl >> 4 != 4 || ihl < IP4_LEN || len < ihl)
 		return -DROP_MALFORMED;
-	if (bpf_ntohs(ip->len) + ETH_LEN > skb->len)
+	if (len + ETH_LEN > skb->len)
 		return -DROP_TRUNCATED;
 	pkt->v4 = true;
 	addr_from4(&pkt->t.src, ip->src);
@@ -191,6 +193,9 @@ __noinline int parse(struct __sk_buff *skb, struct pkt *pkt)
 
 	NEED(pkt);
 	pkt->in_if = skb->ifindex;
+	/* Another network on the same wire: not ours. */
+	if (skb->vlan_present)
+		return -PASS_NOT_IP;
 	switch (skb->protocol) {
 	case ETHERTYPE_IP:
 		ret = parse_ip4(skb, pkt);
