@@ -408,6 +408,28 @@ func TestRootShimLeaksNothing(t *testing.T) {
 	}
 }
 
+// TestRootShimSignals looks at what a container and a command in it inherit: no signal may be ignored or blocked, no descriptor
+// but the three, no variable of the shim.
+func TestRootShimSignals(t *testing.T) {
+	r := newShimRig(t)
+	pod := r.pod("clean")
+	sb := r.runPod(pod)
+	const script = "grep -E '^Sig(Ign|Blk)' /proc/self/status; ls /proc/$$/fd; env | grep -c GOMAXPROCS; ulimit -n"
+	out := strings.Fields(r.sh(sb, pod, "look", script+"; true"))
+	id := r.run(sb, pod, r.shell("stays", "sleep 1000"))
+	resp, err := r.rt.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"sh", "-c", script}, Timeout: 30})
+	if err != nil {
+		t.Fatal(err)
+	}
+	none := "0000000000000000"
+	want := []string{"SigBlk:", none, "SigIgn:", none, "0", "1", "2", "0"}
+	for what, got := range map[string][]string{"container": out, "exec": strings.Fields(string(resp.Stdout))} {
+		if len(got) != len(want)+1 || !slices.Equal(got[:len(want)], want) {
+			t.Errorf("%s: %v, want %v and a limit", what, got, want)
+		}
+	}
+}
+
 // TestRootShimOutlivesItsContainers restarts a pod's only container over and over: the end of one must not take the shim from
 // under the next.
 func TestRootShimOutlivesItsContainers(t *testing.T) {

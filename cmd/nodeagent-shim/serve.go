@@ -34,8 +34,9 @@ func serve(ctx context.Context, f flags) error {
 	if err := reap.Subreaper(); err != nil {
 		return err
 	}
-	// Only containerd's Shutdown ends a shim; what a service manager or a terminal sends is meant for others.
-	signal.Ignore(unix.SIGPIPE, unix.SIGHUP, unix.SIGINT, unix.SIGTERM)
+	// Only containerd's Shutdown ends a shim; what a service manager or a terminal sends is meant for others. The signals are
+	// caught, not ignored: what is ignored here would be ignored in the containers.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE, unix.SIGHUP, unix.SIGINT, unix.SIGTERM)
 	sock := os.NewFile(3, "socket")
 	l, err := net.FileListener(sock)
 	if err != nil {

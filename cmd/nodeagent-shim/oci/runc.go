@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -110,7 +111,7 @@ func release(fifo string) error {
 // Delete removes a stopped container; force kills it first. The absent is removed already.
 func (r *Runtime) Delete(ctx context.Context, id string, force bool) error {
 	if !force {
-		if s, ok := r.plain(id, "poststop"); ok && s.removeCgroups() == nil {
+		if s, ok := r.plain(id, "poststop"); ok && s.removeCgroups(id) == nil {
 			if err := os.RemoveAll(r.dir(id)); err != nil {
 				return fmt.Errorf("remove state of container: %w", err)
 			}
@@ -126,9 +127,13 @@ func (r *Runtime) Delete(ctx context.Context, id string, force bool) error {
 	return r.quiet(ctx, "delete", id)
 }
 
-// removeCgroups removes the container's cgroups. One that is not empty is left to the OCI runtime, which waits.
-func (s *state) removeCgroups() error {
+// removeCgroups removes the container's cgroups. One that is not empty is left to the OCI runtime, which waits; so is one that
+// does not bear the container's name, because others may live in it.
+func (s *state) removeCgroups(id string) error {
 	for _, path := range s.CgroupPaths {
+		if !strings.Contains(filepath.Base(path), id) {
+			return fmt.Errorf("cgroup %s is not the container's alone", path)
+		}
 		if err := removeCgroup(path); err != nil {
 			return err
 		}

@@ -101,6 +101,9 @@ func (c *container) create(ctx context.Context, r *request) (retErr error) {
 		}
 	}
 	p := newProcess(c, r)
+	// Its making is told before its end.
+	p.starting.Lock()
+	defer p.starting.Unlock()
 	defer func() {
 		if retErr != nil {
 			c.undo(ctx, p)
