@@ -21,6 +21,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/nodeagent/nodeagent/cri/containerd"
@@ -141,8 +142,11 @@ type life struct {
 	streams Streams
 	exited  chan struct{} // closed when the record says exited
 
-	// mu guards the stop that is under way.
-	mu     sync.Mutex
+	// mu guards what follows.
+	mu sync.Mutex
+	// process is the first process's specification, nil until an exec asked for it.
+	process *specs.Process
+	// killAt is when the stop that is under way kills.
 	killAt time.Time
 	rearm  chan struct{} // tells the stopper that killAt moved; nil: no stopper
 }

@@ -12,10 +12,10 @@ import (
 	"sync"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/nodeagent/nodeagent/cri/containerd"
-	"github.com/nodeagent/nodeagent/cri/sandbox"
 	"github.com/nodeagent/nodeagent/cri/spec"
 	"github.com/nodeagent/nodeagent/cri/store"
 	"github.com/nodeagent/nodeagent/cri/stream"
@@ -62,13 +62,13 @@ func (r Runtime) Exec(ctx context.Context, ref string, cmd stream.Command) (_ st
 	if err != nil {
 		return nil, err
 	}
-	os, err := r.m.deps.Containerd.Spec(ctx, c.ID)
+	first, err := r.m.firstProcess(ctx, c.ID)
 	if err != nil {
 		return nil, err
 	}
 	e := &execution{
 		m: r.m, p: containerd.Process{ContainerID: c.ID, ExecID: store.NewID()},
-		dir: filepath.Join(string(sandbox.Dir(r.m.dir(c))), "exec"),
+		dir: filepath.Join(r.m.dir(c), "exec"),
 	}
 	defer func() {
 		if retErr != nil {
@@ -79,7 +79,7 @@ func (r Runtime) Exec(ctx context.Context, ref string, cmd stream.Command) (_ st
 	if err != nil {
 		return nil, err
 	}
-	if err := r.m.deps.Containerd.Exec(ctx, e.p, spec.ExecProcess(os, cmd.Args, cmd.TTY), paths); err != nil {
+	if err := r.m.deps.Containerd.Exec(ctx, e.p, spec.ExecProcess(first, cmd.Args, cmd.TTY), paths); err != nil {
 		return nil, err
 	}
 	e.made = true
@@ -88,6 +88,29 @@ func (r Runtime) Exec(ctx context.Context, ref string, cmd stream.Command) (_ st
 	}
 	e.connected()
 	return e, nil
+}
+
+// firstProcess returns the specification of a running container's first
+// process, which commands resemble. It is asked for once: probes come often.
+func (m *Manager) firstProcess(ctx context.Context, id string) (*specs.Spec, error) {
+	l := m.life(id)
+	if l == nil {
+		return nil, fmt.Errorf("container %s has ended: %w", id, errdefs.ErrFailedPrecondition)
+	}
+	l.mu.Lock()
+	p := l.process
+	l.mu.Unlock()
+	if p != nil {
+		return &specs.Spec{Process: p}, nil
+	}
+	s, err := m.deps.Containerd.Spec(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	l.process = s.Process
+	l.mu.Unlock()
+	return &specs.Spec{Process: s.Process}, nil
 }
 
 // execution is one command in a container with its FIFOs.

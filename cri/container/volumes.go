@@ -217,5 +217,11 @@ func (m *Manager) removeDirs(c *store.Container) error {
 			return fmt.Errorf("remove container directory: %w", err)
 		}
 	}
+	if sb, ok := m.deps.Store.Sandboxes.Get(c.SandboxID); !ok || sb.State != store.SandboxReady {
+		// A creation that overtook the sandbox's end made its directory anew;
+		// one that still holds something stays.
+		_ = os.Remove(filepath.Dir(dir))
+		_ = os.Remove(string(m.deps.SandboxDir(c.SandboxID)))
+	}
 	return nil
 }
