@@ -171,6 +171,7 @@ func Up(ctx context.Context, cfg Config) (*Cluster, error) {
 		{"controller manager and scheduler", c.startControllers},
 		{"nodes", c.startNodes},
 		{"nodes Ready", c.waitReady},
+		{"storage class", c.applyStorage},
 	})
 }
 

@@ -25,9 +25,6 @@ var demoManifests string
 //go:embed demo-storage.yaml
 var demoStorage string
 
-//go:embed storage.yaml
-var storageManifests string
-
 // Demo puts the demo into the cluster, shows that all of it works, and says what
 // is where. On containerd, which brings no storage, there is no volume in it.
 func (c *Cluster) Demo(ctx context.Context) error {
@@ -61,7 +58,7 @@ func (c *Cluster) Demo(ctx context.Context) error {
 func (c *Cluster) applyDemo(ctx context.Context) error {
 	all := demoManifests
 	if c.Runtime == RuntimeNodeagent {
-		all = strings.Join([]string{storageManifests, demoManifests, demoStorage}, "\n---\n")
+		all += "\n---\n" + demoStorage
 	}
 	return c.Apply(ctx, all)
 }

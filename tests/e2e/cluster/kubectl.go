@@ -5,6 +5,7 @@ package cluster
 import (
 	"bytes"
 	"context"
+	_ "embed" // the manifests
 	"fmt"
 	"net"
 	"net/http"
@@ -13,6 +14,17 @@ import (
 	"strings"
 	"time"
 )
+
+//go:embed storage.yaml
+var storageManifests string
+
+// applyStorage makes the driver and its class known, as nodeagent's packages do.
+func (c *Cluster) applyStorage(ctx context.Context) error {
+	if c.Runtime != RuntimeNodeagent {
+		return nil
+	}
+	return c.Apply(ctx, storageManifests)
+}
 
 // KubectlCommand prepares a kubectl of the machine, outside the cluster's boxes.
 func (c *Cluster) KubectlCommand(ctx context.Context, args ...string) *exec.Cmd {
