@@ -105,7 +105,8 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Server, error) {
 	cfg.Image.Snapshotters = cfg.snapshotters()
 	s.images, err = image.New(cfg.Image, image.Deps{
 		Records: deps.Containerd, Puller: deps.Containerd, Snapshots: deps.Containerd, Views: deps.Containerd,
-		Content: deps.Containerd, Snapshotter: deps.Containerd.Snapshotter(""), KnownHandler: s.handlers.knows, Log: deps.Log,
+		Content: deps.Containerd, Snapshotter: deps.Containerd.Snapshotter(""), KnownHandler: s.handlers.knows,
+		Metrics: deps.Metrics, Log: deps.Log,
 	})
 	if err != nil {
 		return nil, err

@@ -28,6 +28,7 @@ func (s *Service) run(ctx context.Context, req request) (img *Image, retErr erro
 	s.board.add(t)
 	defer func() {
 		t.end(time.Now(), retErr)
+		s.metrics.pulled(t.progress(time.Now()), retErr)
 		s.board.finish(t)
 	}()
 	if s.slots != nil {

@@ -109,13 +109,14 @@ func (x *index) rebuild(config digest.Digest) {
 	id := config.String()
 	x.list = nil
 	maps.DeleteFunc(x.refs, func(_, v string) bool { return v == id })
-	img := &Image{ID: id}
+	img, found := &Image{ID: id}, false
 	tags, digests := map[string]bool{}, map[string]bool{}
 	for name, e := range x.entries {
 		if e.info.ConfigDigest != config {
 			continue
 		}
-		if img.Name == "" || name < img.Name {
+		if !found || name < img.Name {
+			found = true
 			img.Name, img.Target = name, e.rec.Target
 		}
 		img.ChainID, img.Size, img.Config = e.info.ChainID, e.info.Size, e.info.Config
@@ -131,7 +132,7 @@ func (x *index) rebuild(config digest.Digest) {
 		}
 		x.refs[e.rec.Target.Digest.String()] = id
 	}
-	if img.Name == "" {
+	if !found {
 		delete(x.images, id)
 		return
 	}

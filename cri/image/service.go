@@ -22,6 +22,7 @@ import (
 	"github.com/distribution/reference"
 	"github.com/moby/locker"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/prometheus/client_golang/prometheus"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/nodeagent/nodeagent/cri/containerd"
@@ -152,6 +153,8 @@ type Deps struct {
 	Content   Content
 	// Snapshotter is the default snapshotter.
 	Snapshotter string
+	// Metrics registers the service's metrics; nil: nobody sees them.
+	Metrics prometheus.Registerer
 	// BootID names the boot of the machine; empty: the kernel's.
 	BootID string
 	// KnownHandler says whether a runtime handler is configured; nil: all are.
@@ -168,6 +171,7 @@ type Service struct {
 	log        *slog.Logger
 	index      *index
 	usage      *usage
+	metrics    *metrics
 	board      board
 	volumeLock *locker.Locker // by owner
 	slots      chan struct{}  // nil: no limit on parallel pulls
@@ -199,5 +203,10 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	if cfg.MaxParallelPulls > 0 {
 		s.slots = make(chan struct{}, cfg.MaxParallelPulls)
 	}
+	m, err := newMetrics(deps.Metrics, s)
+	if err != nil {
+		return nil, err
+	}
+	s.metrics = m
 	return s, nil
 }
