@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"net/http"
+	"net/http/pprof"
 	"os"
 	"path/filepath"
 	"time"
@@ -96,6 +97,10 @@ func (g *graph) addAPI(context.Context) error {
 			Started: g.begin, Conditions: g.health.conditions(r.Context()),
 		}, nil
 	})
+	// curl --unix-socket /run/nodeagent/api.sock http://n/debug/pprof/heap
+	g.routes["GET /debug/pprof/"] = http.HandlerFunc(pprof.Index)
+	g.routes["GET /debug/pprof/profile"] = http.HandlerFunc(pprof.Profile)
+	g.routes["GET /debug/pprof/trace"] = http.HandlerFunc(pprof.Trace)
 	s, err := api.New(g.runPath("api.sock"), api.Deps{Log: g.log, Routes: g.routes})
 	if err != nil {
 		return err
