@@ -103,7 +103,12 @@ func (n *Network) claim(ctx context.Context, req Request, pool string, ns *netns
 	if !ok || old.State != stateWarm || old.NetNSInode != ns.Inode() {
 		return nil, nil // somebody was quicker
 	}
-	if !old.suits(req, pool, n.currentMTU()) {
+	// The inode may have been given to another namespace since.
+	there, err := n.wire.Exists(ctx, old.Result.HostIfName, old.Result.HostIfIndex)
+	if err != nil {
+		return nil, err
+	}
+	if !there || !old.suits(req, pool, n.currentMTU()) {
 		return nil, n.detachLocked(ctx, old)
 	}
 	rec := old

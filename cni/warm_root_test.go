@@ -83,6 +83,24 @@ func TestRootWarmSlotThatDoesNotSuit(t *testing.T) {
 	}
 }
 
+// TestRootWarmSlotWithoutItsLink: what a slot was made for may be gone, and its
+// inode another namespace's.
+func TestRootWarmSlotWithoutItsLink(t *testing.T) {
+	l := newLab(t, nil)
+	pod := l.warmed()
+	slot, _ := l.net.records.get(Key{"warm", "eth0"})
+	if err := l.net.wire.Remove(t.Context(), slot.Result.HostIfName); err != nil {
+		t.Fatal(err)
+	}
+	res, err := l.net.Attach(t.Context(), Request{Key: Key{"pod", "eth0"}, NetNS: pod})
+	if err != nil || res.Addrs[0] == slot.Result.Addrs[0] {
+		t.Fatalf("Attach = %+v, %v, want an attachment of its own", res, err)
+	}
+	if slots := l.net.WarmSlots(); len(slots) != 0 {
+		t.Errorf("slots left: %v", slots)
+	}
+}
+
 func TestRootWarmSlotThrownAway(t *testing.T) {
 	l := newLab(t, nil)
 	before := l.world()
