@@ -32,7 +32,7 @@ func cached(t *testing.T, name string) string {
 }
 
 // startServer runs a room on one pool and stops it with the test.
-func startServer(t *testing.T, pool volume.PoolConfig) (*csi.Server, csi.Config) {
+func startServer(t *testing.T, pool volume.PoolConfig) csi.Config {
 	t.Helper()
 	dir := t.TempDir()
 	run, err := os.MkdirTemp("/tmp", "na") //nolint:usetesting // socket paths have to be short
@@ -61,7 +61,7 @@ func startServer(t *testing.T, pool volume.PoolConfig) (*csi.Server, csi.Config)
 			t.Error(err)
 		}
 	})
-	return s, cfg
+	return cfg
 }
 
 // brokenUpstream is the one spec left out: v5.6.0 compares two protobuf messages
@@ -93,7 +93,7 @@ func TestRootSanity(t *testing.T) {
 			if tc.backend == volume.BackendDisk {
 				pool.Devices = mounttest.Disks(t, 8, 1<<30)
 			}
-			_, cfg := startServer(t, pool)
+			cfg := startServer(t, pool)
 			dir := t.TempDir()
 			files := map[string]string{"params.yaml": "pool: p\n" + tc.params, "mutable.yaml": "readIOPS: \"500\"\n"}
 			for name, text := range files {

@@ -56,7 +56,7 @@ const writer = csipb.VolumeCapability_AccessMode_SINGLE_NODE_WRITER
 
 func TestRootRegistration(t *testing.T) {
 	mounttest.Root(t)
-	_, cfg := startServer(t, filePool(t))
+	cfg := startServer(t, filePool(t))
 	st, err := os.Stat(cfg.Socket)
 	if err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("socket: %v, %v", st.Mode(), err)
@@ -79,7 +79,7 @@ func TestRootRegistration(t *testing.T) {
 
 func TestRootSnapshotTopology(t *testing.T) {
 	mounttest.Root(t)
-	_, cfg := startServer(t, filePool(t))
+	cfg := startServer(t, filePool(t))
 	conn := dial(t, cfg.Socket)
 	c := csipb.NewControllerClient(conn)
 	info, err := csipb.NewNodeClient(conn).NodeGetInfo(t.Context(), &csipb.NodeGetInfoRequest{})
@@ -184,7 +184,7 @@ func TestRootSecretsAreNotLogged(t *testing.T) {
 
 func TestRootBadCalls(t *testing.T) {
 	mounttest.Root(t)
-	_, cfg := startServer(t, filePool(t))
+	cfg := startServer(t, filePool(t))
 	conn := dial(t, cfg.Socket)
 	c, n, g := csipb.NewControllerClient(conn), csipb.NewNodeClient(conn), csipb.NewGroupControllerClient(conn)
 	ctx := t.Context()

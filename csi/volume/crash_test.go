@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -223,7 +222,7 @@ func victim() int {
 		return 1
 	}
 	cfg := testConfig(dir, PoolConfig{Name: "p", Path: os.Getenv(victimPoolEnv), Backend: BackendFile, Overcommit: 10})
-	m, err := New(cfg, Deps{Log: slog.New(slog.DiscardHandler), DB: db, Checkpoint: func(verb, step string) error {
+	m, err := New(cfg, Deps{Log: discard(), DB: db, Checkpoint: func(verb, step string) error {
 		if verb+"/"+step == at {
 			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		}

@@ -64,7 +64,7 @@ func (w *world) start() {
 		w.t.Fatal(err)
 	}
 	w.db = db
-	m, err := New(w.cfg, Deps{Log: slog.New(slog.DiscardHandler), DB: db, Checkpoint: func(verb, step string) error {
+	m, err := New(w.cfg, Deps{Log: discard(), DB: db, Checkpoint: func(verb, step string) error {
 		if w.point == nil {
 			return nil
 		}
@@ -246,3 +246,5 @@ func (w *world) read(dir, text string) {
 		w.t.Fatalf("the volume holds %q, %v; want %q", b, err, text)
 	}
 }
+
+func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
