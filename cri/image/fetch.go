@@ -240,7 +240,7 @@ func registryOf(ref string) string {
 
 // broken says whether an error is that of a connection which may work again.
 func broken(err error) bool {
-	if errors.Is(err, errNoProgress) {
+	if errors.Is(err, errNoProgress) || errdefs.IsUnavailable(err) { // containerd restarts
 		return true
 	}
 	if unpacking(err) {

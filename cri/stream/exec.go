@@ -26,6 +26,9 @@ const cleanup = 10 * time.Second
 // hold: output beyond it, after the command's end, is somebody else's.
 const trailing = 1 << 20
 
+// drainPeriods is how many drain timeouts output may go on to trickle.
+const drainPeriods = 5
+
 // ExecSync runs a command and returns what it printed. A timeout above zero
 // that passes kills the command and is context.DeadlineExceeded. Output that a
 // descendant holds open is waited for no longer than the drain timeout.
@@ -49,8 +52,6 @@ type execution struct {
 	rt      Runtime
 	drain   time.Duration
 	timeout time.Duration // zero: none
-	// patient sessions wait for a slow client; others have none.
-	patient bool
 	resize  <-chan Size
 }
 
@@ -133,8 +134,9 @@ func (x *execution) wait(ctx context.Context, p Process) (uint32, error) {
 }
 
 // drainOutput waits for the end of the output of a command that has ended. It
-// gives up when nothing came for the drain timeout: then a descendant holds
-// the pipe. A client that is slow to take what was read is waited for.
+// gives up when nothing came for the drain timeout, or little for several:
+// then a descendant holds the pipe. A client that is slow to take what was
+// read is waited for.
 func (x *execution) drainOutput(ctx context.Context, p Process, act *activity) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -150,18 +152,21 @@ func (x *execution) drainOutput(ctx context.Context, p Process, act *activity) {
 	tick := time.NewTicker(x.drain)
 	defer tick.Stop()
 	start := act.total.Load()
-	for last := start; ; {
+	for last, periods := start, 0; periods < drainPeriods; {
 		select {
 		case <-drained:
 			return
 		case <-tick.C:
 		}
+		if act.writing.Load() > 0 {
+			continue // the client is slow, not the output
+		}
 		now := act.total.Load()
-		busy := x.patient && (now != last || act.writing.Load() > 0)
-		if !busy || now-start > trailing {
+		if now == last || now-start > trailing {
 			return
 		}
 		last = now
+		periods++
 	}
 }
 

@@ -207,6 +207,10 @@ func TestExecSync(t *testing.T) {
 	if err != nil || string(r.Stdout) != "hi\n" {
 		t.Errorf("%v, %v", r, err)
 	}
+	r, err = s.ExecSync(t.Context(), "c", []string{"sh", "-c", "echo hi; (while :; do echo noise; sleep 0.01; done) &"}, 0)
+	if err != nil || !strings.HasPrefix(string(r.Stdout), "hi\n") {
+		t.Errorf("%v, %v", r, err)
+	}
 	if _, err := s.ExecSync(t.Context(), "c", nil, 0); err == nil {
 		t.Error("no command: no error")
 	}

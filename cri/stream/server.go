@@ -312,7 +312,7 @@ var _ streaming.Runtime = (*sessions)(nil)
 
 // Exec runs one interactive exec session.
 func (s *sessions) Exec(ctx context.Context, id string, args []string, in io.Reader, out, errw io.WriteCloser, tty bool, resize <-chan Size) error { //nolint:revive // argument-limit: the library's interface
-	run := execution{rt: s.rt, drain: s.cfg.DrainTimeout, patient: true, resize: resize}
+	run := execution{rt: s.rt, drain: s.cfg.DrainTimeout, resize: resize}
 	code, err := run.run(ctx, id, Command{
 		Args: args, TTY: tty, Stdin: in, Stdout: nilWriter(out), Stderr: nilWriter(errw),
 	})
