@@ -106,6 +106,7 @@ func (c *Controllers) Start(ctx context.Context) error {
 		{c.cfg.Capacity, c.addCapacity},
 		{c.cfg.Resizer, c.addResizer},
 		{c.cfg.Modifier, c.addModifier},
+		{c.cfg.Snapshotter, c.addSnapshotter},
 	} {
 		if !part.on {
 			continue
