@@ -68,6 +68,9 @@ func (g *graph) add(name string, start, stop func(context.Context) error) {
 // containerd when there is one.
 func (g *graph) addContainerd() error {
 	cfg := g.cfg.Containerd
+	if !g.cfg.CRI.Enabled {
+		return nil // beside another runtime there need not be a containerd
+	}
 	if cfg.Managed {
 		s, err := containerd.NewSupervisor(cfg, containerd.SupervisorDeps{Log: g.log, Dir: g.runPath("containerd")})
 		if err != nil {

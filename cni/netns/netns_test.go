@@ -10,23 +10,13 @@ import (
 	"runtime"
 	"testing"
 
-	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"github.com/nodeagent/nodeagent/cni/netns"
+	"github.com/nodeagent/nodeagent/cni/netns/netnstest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-func requireRoot(t *testing.T) {
-	t.Helper()
-	if os.Getenv("NODEAGENT_SKIP_ROOT") == "1" {
-		t.Skip("NODEAGENT_SKIP_ROOT=1")
-	}
-	if os.Getuid() != 0 {
-		t.Fatal("needs root; set NODEAGENT_SKIP_ROOT=1 to leave such tests out")
-	}
-}
+func TestMain(m *testing.M) { netnstest.Main(m) }
 
 func TestOpenRefusesWhatIsNoNetNS(t *testing.T) {
 	dir := t.TempDir()
@@ -60,7 +50,7 @@ func TestOpenRefusesWhatIsNoNetNS(t *testing.T) {
 }
 
 func TestRootCreateDoRemove(t *testing.T) {
-	requireRoot(t)
+	netnstest.RequireRoot(t)
 	home, err := netns.Current()
 	if err != nil {
 		t.Fatal(err)
@@ -109,7 +99,7 @@ func TestRootCreateDoRemove(t *testing.T) {
 }
 
 func TestRootRemoveOfPlainFile(t *testing.T) {
-	requireRoot(t)
+	netnstest.RequireRoot(t)
 	path := filepath.Join(t.TempDir(), "net")
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -122,7 +112,7 @@ func TestRootRemoveOfPlainFile(t *testing.T) {
 // TestRootNoThreadStrays runs Do on many goroutines and then looks at every
 // thread of the process: all must be at home.
 func TestRootNoThreadStrays(t *testing.T) {
-	requireRoot(t)
+	netnstest.RequireRoot(t)
 	path := filepath.Join(t.TempDir(), "net")
 	if err := netns.Create(path); err != nil {
 		t.Fatal(err)
