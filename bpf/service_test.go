@@ -73,6 +73,48 @@ func TestRootAffinity(t *testing.T) {
 	}
 }
 
+// TestRootMaglev: which row a connection takes depends on the connection only.
+func TestRootMaglev(t *testing.T) {
+	n := newNetLab(t)
+	for f := range 2 {
+		third := netip.MustParseAddr([]string{"10.0.1.4", "fd00:10:1::4"}[f])
+		n.put(n.objs.Eps, key(third), DatapathEndpoint{Ifindex: n.podB})
+		n.backends(podB.at(f), third, podB.at(f), third, third)
+		at := DatapathSvcKey{Addr: key(vip.at(f)), Port: swap(80), Proto: tcp}
+		n.put(n.objs.Svc, at, DatapathSvcValue{Id: uint32(f) + 1, Count: 5, Flags: uint16(DatapathSvcFlagsSVC_MAGLEV)})
+		took := map[netip.Addr]int{}
+		for i := range uint16(256) {
+			p := packet(podA.at(f), vip.at(f), tcp, 80)
+			p.sport = 41000 + i
+			first := n.chosen(p)
+			took[first]++
+			n.forget()
+			if again := n.chosen(p); again != first {
+				t.Fatalf("connection %d went to %s, and then to %s", i, first, again)
+			}
+		}
+		if share := took[podB.at(f)]; share < 60 || share > 145 {
+			t.Errorf("%d of 256 connections took two rows of five", share)
+		}
+	}
+}
+
+// forget empties the table of flows.
+func (n *netLab) forget() {
+	n.Helper()
+	var k DatapathTuple
+	var v DatapathCtValue
+	var all []DatapathTuple
+	for it := n.objs.Ct.Iterate(); it.Next(&k, &v); {
+		all = append(all, k)
+	}
+	for _, k := range all {
+		if err := n.objs.Ct.Delete(k); err != nil {
+			n.Fatal(err)
+		}
+	}
+}
+
 // TestRootRanges: only the sources that a service names may enter.
 func TestRootRanges(t *testing.T) {
 	n := newNetLab(t)

@@ -155,7 +155,11 @@ func (d *Dataplane) Start(ctx context.Context) (retErr error) {
 		cancel()
 		return err
 	}
-	if err := d.syncHost(); err != nil {
+	host, err := attach.ReadHost()
+	if err == nil {
+		err = d.syncHost(host)
+	}
+	if err != nil {
 		cancel()
 		return err
 	}

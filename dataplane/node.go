@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"time"
 
@@ -34,18 +35,30 @@ func (d *Dataplane) SetNode(_ context.Context, n Node) error {
 	if !d.started {
 		return nil
 	}
-	return errors.Join(d.syncHost(), d.recompile())
-}
-
-// syncHost makes the maps agree with the node's interfaces and addresses. The
-// caller holds mu.
-func (d *Dataplane) syncHost() error {
 	host, err := attach.ReadHost()
 	if err != nil {
 		return err
 	}
-	d.host = host
+	return errors.Join(d.syncHost(host), d.recompile())
+}
+
+// syncHost makes the maps agree with the node's interfaces and addresses. The
+// caller holds mu.
+func (d *Dataplane) syncHost(host attach.Host) error {
+	d.host = d.relevant(host)
 	return errors.Join(d.syncUplinks(), d.syncHostAddrs(), d.syncRoutes())
+}
+
+// relevant leaves out interfaces that have nothing to say to the data path:
+// those of pods, above all, which come and go all the time.
+func (d *Dataplane) relevant(host attach.Host) attach.Host {
+	var out attach.Host
+	for _, i := range host.Interfaces {
+		if len(i.Addrs) > 0 || i.Default || i.Name == d.cfg.Tunnel.Device || d.isUplink(i) {
+			out.Interfaces = append(out.Interfaces, i)
+		}
+	}
+	return out
 }
 
 // syncHostAddrs makes the node's addresses known as its own.
@@ -158,6 +171,7 @@ func (d *Dataplane) followHost(ctx context.Context, deaf <-chan struct{}) {
 	resync := time.NewTicker(hostResync)
 	defer resync.Stop()
 	for {
+		force := true
 		select {
 		case <-ctx.Done():
 			return
@@ -174,17 +188,30 @@ func (d *Dataplane) followHost(ctx context.Context, deaf <-chan struct{}) {
 				deaf = closed
 			}
 		case <-d.hostChanged:
+			force = false
 			if !settle(ctx, hostSettle) {
 				return
 			}
 		}
-		d.mu.Lock()
-		err := d.syncHost()
-		d.mu.Unlock()
-		if err != nil {
+		if err := d.lookAtHost(force); err != nil {
 			d.log.ErrorContext(ctx, "follow host", "err", err)
 		}
 	}
+}
+
+// lookAtHost reads the host, which endpoints need not wait for, and brings the
+// maps up to date when something has changed.
+func (d *Dataplane) lookAtHost(force bool) error {
+	host, err := attach.ReadHost()
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !force && reflect.DeepEqual(d.relevant(host), d.host) {
+		return nil
+	}
+	return d.syncHost(host)
 }
 
 // settle waits until a burst of changes is over; false when ctx ended first.

@@ -60,6 +60,8 @@ type front struct {
 type slice struct {
 	span
 	backends []service.Backend
+	// rows are what is in the array: the backends, or a table made of them.
+	rows []service.Backend
 }
 
 // change collects what one update writes.
@@ -202,7 +204,7 @@ const adopted = ^uint32(0)
 
 // value is what the kernel is to hold for an entry.
 func (t *table) value(c *change, next, old *owned, key maps.ServiceKey, e service.Entry) (maps.ServiceValue, error) {
-	v := maps.ServiceValue{Id: t.id(next, old, key, e), Count: uint32(len(e.Backends))}
+	v := maps.ServiceValue{Id: t.id(next, old, key, e)}
 	if e.Affinity > 0 {
 		v.Flags |= uint16(bpf.DatapathSvcFlagsSVC_AFFINITY)
 		v.Affinity = maps.TicksOf(e.Affinity)
@@ -219,17 +221,22 @@ func (t *table) value(c *change, next, old *owned, key maps.ServiceKey, e servic
 	if len(e.Backends) == 0 {
 		return v, nil
 	}
-	s, err := t.slice(c, next, old, key, e.Backends)
+	rows := e.Backends
+	if e.Maglev {
+		v.Flags |= uint16(bpf.DatapathSvcFlagsSVC_MAGLEV)
+		rows = service.MaglevTable(e.Backends)
+	}
+	s, err := t.slice(c, next, old, key, slice{backends: e.Backends, rows: rows})
 	if err != nil {
 		return v, err
 	}
-	v.Base = s.base
+	v.Base, v.Count = s.base, s.count
 	return v, nil
 }
 
 // slice finds or makes the slice of an owner with these backends.
-func (t *table) slice(c *change, next, old *owned, key maps.ServiceKey, want []service.Backend) (*slice, error) {
-	same := func(s *slice) bool { return slices.Equal(s.backends, want) }
+func (t *table) slice(c *change, next, old *owned, key maps.ServiceKey, want slice) (*slice, error) {
+	same := func(s *slice) bool { return slices.Equal(s.rows, want.rows) }
 	if i := slices.IndexFunc(next.slices, same); i >= 0 {
 		return next.slices[i], nil
 	}
@@ -237,9 +244,10 @@ func (t *table) slice(c *change, next, old *owned, key maps.ServiceKey, want []s
 		next.slices = append(next.slices, old.slices[i])
 		return old.slices[i], nil
 	}
-	s := &slice{backends: want, span: span{count: uint32(len(want))}}
+	s := &want
+	s.count = uint32(len(want.rows))
 	proto := key.Proto
-	if was, ok := t.left[key]; ok && t.leftEqual(was, want, proto) && !t.inUse(was.Base) {
+	if was, ok := t.left[key]; ok && t.leftEqual(was, want.rows, proto) && !t.inUse(was.Base) {
 		s.base = was.Base
 		t.leftBE[was.Base].Pad = adopted
 		next.slices = append(next.slices, s)
@@ -250,7 +258,7 @@ func (t *table) slice(c *change, next, old *owned, key maps.ServiceKey, want []s
 		return nil, err
 	}
 	s.base = base
-	for i, b := range want {
+	for i, b := range want.rows {
 		c.idx = append(c.idx, base+uint32(i))
 		c.be = append(c.be, backendOf(b, proto))
 	}

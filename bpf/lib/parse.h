@@ -26,6 +26,13 @@ static __always_inline void *head(struct __sk_buff *skb, __u32 len)
 	return data + len <= (void *)(long)skb->data_end ? data : NULL;
 }
 
+/* Discovery of neighbours and routers, and of who listens to which group. */
+static __always_inline bool icmp6_of_link(__u8 type)
+{
+	return (type >= ICMP6_RS && type <= ICMP6_REDIRECT) ||
+	       (type >= ICMP6_MLD_QUERY && type <= ICMP6_MLD_DONE) || type == ICMP6_MLD2;
+}
+
 /* Echo puts its identifier where ports would be; other types have none. */
 static __always_inline int parse_icmp(struct __sk_buff *skb, struct pkt *pkt)
 {
@@ -40,7 +47,7 @@ static __always_inline int parse_icmp(struct __sk_buff *skb, struct pkt *pkt)
 		pkt->t.dport = icmp.id;
 	else if (icmp_is_error(pkt))
 		return icmp_related(skb, pkt);
-	else if (!pkt->v4 && icmp.type >= ICMP6_RS && icmp.type <= ICMP6_REDIRECT)
+	else if (!pkt->v4 && icmp6_of_link(icmp.type))
 		return -PASS_NEIGHBOUR;
 	return 0;
 }

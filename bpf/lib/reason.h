@@ -18,7 +18,7 @@ enum reason {
 
 	/* Left to the kernel. */
 	PASS_NOT_IP = 16,    /* ARP and other things that are not IP */
-	PASS_NEIGHBOUR = 17, /* neighbour and router discovery */
+	PASS_NEIGHBOUR = 17, /* discovery of neighbours, routers and groups */
 	PASS_HOST = 18,	     /* to the node itself */
 	PASS_ROUTE = 19,     /* the kernel's routes decide */
 	PASS_TTL = 20,	     /* the kernel has to say: time exceeded */

@@ -24,7 +24,7 @@ enum svc_flags {
 	SVC_RANGES = 0x2,   /* only sources in the ranges map may enter */
 	SVC_DROP = 0x4,	    /* without a backend: drop, do not reject */
 	SVC_SNAT = 0x8,	    /* backends may be on other nodes: the node asks for the client */
-	SVC_MAGLEV = 0x10,  /* the slice is a table of consistent hashing */
+	SVC_MAGLEV = 0x10,  /* the slice is a table: its row is chosen by the connection */
 };
 
 /*
@@ -181,9 +181,27 @@ static __noinline int affinity_keep(const struct svc_value *v, const struct addr
 	return 0;
 }
 
+static __always_inline __u32 mix(__u32 h, __u32 word)
+{
+	h ^= word;
+	h *= 0x85ebca6b;
+	return h ^ (h >> 15);
+}
+
+/* The same for a connection at every node: no seed, and nothing of the node. */
+static __always_inline __u32 tuple_hash(const struct tuple *t)
+{
+	const __be32 *s = addr_cwords(&t->src), *d = addr_cwords(&t->dst);
+	__u32 h = 0x9e3779b9;
+
+	h = mix(mix(h, s[0] ^ s[1]), s[2] ^ s[3]);
+	h = mix(mix(h, d[0] ^ d[1]), d[2] ^ d[3]);
+	return mix(mix(h, ((__u32)t->sport << 16) | t->dport), t->proto);
+}
+
 /* A backend for a new flow; v->count is not 0. */
 static __always_inline int service_select(const struct svc_value *v, const struct addr *client,
-					  struct backend *to)
+					  __u32 hash, struct backend *to)
 {
 	__u32 idx, count = v->count;
 	struct backend *b;
@@ -192,7 +210,9 @@ static __always_inline int service_select(const struct svc_value *v, const struc
 		return 0;
 	if (!count)
 		return -DROP_BACKEND;
-	idx = v->base + bpf_get_prandom_u32() % count;
+	if (!(v->flags & SVC_MAGLEV))
+		hash = bpf_get_prandom_u32();
+	idx = v->base + hash % count;
 	b = bpf_map_lookup_elem(&be, &idx);
 	if (!b || !b->proto)
 		return -DROP_BACKEND;
@@ -230,7 +250,7 @@ static __always_inline int service_translate(struct pkt *pkt, const struct svc_v
 		return -DROP_SOURCE;
 	if (!v->count)
 		return v->flags & SVC_DROP ? -DROP_BACKEND : -FWD_REJECT;
-	ret = service_select(v, &pkt->t.src, &to);
+	ret = service_select(v, &pkt->t.src, tuple_hash(&pkt->t), &to);
 	if (ret)
 		return ret;
 	pkt->svc = v->id;

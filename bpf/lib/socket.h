@@ -154,7 +154,7 @@ static __noinline int sock_translate(struct bpf_sock_addr *ctx, struct peer *to)
 		return 0;
 	cookie = bpf_get_netns_cookie(ctx);
 	__builtin_memcpy(&client, &cookie, sizeof(cookie));
-	if (!v->count || service_select(v, &client, &b))
+	if (!v->count || service_select(v, &client, bpf_get_prandom_u32(), &b))
 		return -ERR_REFUSED;
 	to->addr = b.addr;
 	to->port = b.port;

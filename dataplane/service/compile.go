@@ -78,6 +78,8 @@ type Entry struct {
 	// Affinity keeps a client at its backend for so long after its last
 	// connection; 0: no affinity.
 	Affinity time.Duration
+	// Maglev chooses backends by the connection, not at random: MaglevTable.
+	Maglev bool
 	// Local says that only backends of this node are used, and the client's
 	// address is kept.
 	Local bool
@@ -152,7 +154,10 @@ func (c *compiler) port(clusterIP netip.Addr, port corev1.ServicePort) {
 	local := localBackends(eps)
 	// Nowhere to go from here, but from other nodes there is.
 	anywhere := len(choose(eps, func(e endpoint) bool { return e.usable() || e.draining() })) > 0
-	inside := Entry{Port: port.Name, Backends: cluster, Affinity: affinity(spec)}
+	inside := Entry{
+		Port: port.Name, Backends: cluster, Affinity: affinity(spec),
+		Maglev: c.object.Service.Annotations[LoadBalancing] == maglev,
+	}
 	onlyHere := inside
 	onlyHere.Backends, onlyHere.Local, onlyHere.Drop = local, true, anywhere && len(local) == 0
 	internal := inside
