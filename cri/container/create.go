@@ -186,7 +186,10 @@ func (b *building) table() []steps.Step {
 		{
 			Name: "create container",
 			Do:   b.createInContainerd,
-			Undo: func(ctx context.Context) error { return m.deps.Containerd.DeleteContainer(ctx, c.ID) },
+			Undo: func(ctx context.Context) error {
+				m.releaseLabel(c)
+				return m.deps.Containerd.DeleteContainer(ctx, c.ID)
+			},
 		},
 		{Name: "commit", Do: b.commit},
 	}
@@ -240,6 +243,9 @@ func (b *building) createInContainerd(ctx context.Context) error {
 		b.c.CgroupsPath = out.Spec.Linux.CgroupsPath
 	}
 	b.c.StopSignal = out.StopSignal
+	if out.NewLabels {
+		b.c.OwnLabel = out.Labels.Process
+	}
 	b.c.User.M = &runtimeapi.ContainerUser{Linux: out.User}
 	b.c.Resources.M = b.c.Config.M.GetLinux().GetResources()
 	ext, err := b.extensions()

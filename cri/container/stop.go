@@ -206,5 +206,13 @@ func (m *Manager) discard(ctx context.Context, c *store.Container) error {
 			return err
 		}
 	}
+	m.releaseLabel(c)
 	return m.removeDirs(c)
+}
+
+// releaseLabel gives back the SELinux label that only this container has.
+func (m *Manager) releaseLabel(c *store.Container) {
+	if c.OwnLabel != "" {
+		m.deps.Spec.System.Release(c.OwnLabel)
+	}
 }

@@ -11,6 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/nodeagent/nodeagent/cri/store"
 )
 
 // Dir is the directory of one sandbox below the state directory; its methods
@@ -34,7 +36,7 @@ func (d Dir) Container(id string) string { return filepath.Join(string(d), "cont
 
 // write makes the sandbox's directory with its files and, unless the pod uses
 // the host's IPC, its shared memory.
-func (d Dir) write(cfg *runtimeapi.PodSandboxConfig, hostname string, shmSize int64) error {
+func (d Dir) write(sb *store.Sandbox, hostname string, shmSize int64) error {
 	if err := os.MkdirAll(string(d), 0o711); err != nil {
 		return fmt.Errorf("make sandbox directory: %w", err)
 	}
@@ -42,7 +44,7 @@ func (d Dir) write(cfg *runtimeapi.PodSandboxConfig, hostname string, shmSize in
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("read the node's hosts: %w", err)
 	}
-	resolv, err := resolvConf(cfg.GetDnsConfig())
+	resolv, err := resolvConf(sb.Config.M.GetDnsConfig())
 	if err != nil {
 		return err
 	}
@@ -55,14 +57,13 @@ func (d Dir) write(cfg *runtimeapi.PodSandboxConfig, hostname string, shmSize in
 			return fmt.Errorf("write file of sandbox: %w", err)
 		}
 	}
-	o := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions()
-	if o.GetIpc() == runtimeapi.NamespaceMode_NODE {
+	if sb.NamespaceOptions().GetIpc() == runtimeapi.NamespaceMode_NODE {
 		return nil
 	}
-	return d.mountShm(userNamespace(o), shmSize)
+	return d.mountShm(sb, shmSize)
 }
 
-func (d Dir) mountShm(user *runtimeapi.UserNamespace, size int64) error {
+func (d Dir) mountShm(sb *store.Sandbox, size int64) error {
 	if err := os.MkdirAll(d.Shm(), 0o700); err != nil {
 		return fmt.Errorf("make shared memory: %w", err)
 	}
@@ -70,10 +71,10 @@ func (d Dir) mountShm(user *runtimeapi.UserNamespace, size int64) error {
 		return err
 	}
 	data := fmt.Sprintf("mode=1777,size=%d", size)
-	if user != nil {
+	if user := userNamespace(sb.NamespaceOptions()); user != nil {
 		data += fmt.Sprintf(",uid=%d,gid=%d", user.Uids[0].GetHostId(), user.Gids[0].GetHostId())
 	}
-	if err := unix.Mount("shm", d.Shm(), "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, data); err != nil {
+	if err := unix.Mount("shm", d.Shm(), "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, withLabel(data, sb.MountLabel)); err != nil {
 		return fmt.Errorf("mount shared memory at %s: %w", d.Shm(), err)
 	}
 	return nil

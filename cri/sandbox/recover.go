@@ -23,6 +23,7 @@ import (
 func (m *Manager) Recover(ctx context.Context) error {
 	errs := []error{m.recoverProcesses(ctx)}
 	for _, sb := range m.deps.Store.Sandboxes.Select(nil) {
+		errs = append(errs, reserve(sb))
 		switch sb.State {
 		case store.SandboxCreating:
 			errs = append(errs, m.undo(ctx, sb))
@@ -49,7 +50,7 @@ func (m *Manager) undo(ctx context.Context, sb *store.Sandbox) error {
 		return errors.Join(err, m.markNotReady(sb.ID))
 	}
 	m.deps.Log.InfoContext(ctx, "half-made sandbox undone", "sandbox", sb.ID)
-	return m.deps.Store.Sandboxes.Delete(sb.ID)
+	return m.forget(sb.ID)
 }
 
 func (m *Manager) markNotReady(id string) error {

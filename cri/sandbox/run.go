@@ -79,11 +79,17 @@ func (m *Manager) run(ctx context.Context, req request, h Handler) (string, erro
 	if _, err := networkRequest(sb); err != nil {
 		return "", err
 	}
+	labels, err := m.labels(req.cfg.GetLinux().GetSecurityContext())
+	if err != nil {
+		return "", err
+	}
+	sb.ProcessLabel, sb.MountLabel = labels.Process, labels.Mount
 	if err := m.deps.Store.Sandboxes.Put(sb); err != nil {
+		m.release(labels.Process)
 		return "", err
 	}
 	build := &building{m: m, sb: sb, flags: flags}
-	err := steps.Run(ctx, build.table())
+	err = steps.Run(ctx, build.table())
 	if err == nil {
 		if build.sb.Process {
 			m.followProcess(id)
@@ -100,13 +106,21 @@ func (m *Manager) run(ctx context.Context, req request, h Handler) (string, erro
 func (m *Manager) abandon(id string, cause error) error {
 	var se *steps.Error
 	if !errors.As(cause, &se) || se.Undo == nil {
-		return m.deps.Store.Sandboxes.Delete(id)
+		return m.forget(id)
 	}
 	_, err := m.deps.Store.Sandboxes.Update(id, func(s *store.Sandbox) error {
 		s.State = store.SandboxNotReady
 		return nil
 	})
 	return err
+}
+
+// forget deletes the record of a sandbox of which nothing is left.
+func (m *Manager) forget(id string) error {
+	if sb, ok := m.deps.Store.Sandboxes.Get(id); ok {
+		m.release(sb.ProcessLabel)
+	}
+	return m.deps.Store.Sandboxes.Delete(id)
 }
 
 // building is one sandbox under construction.
@@ -153,7 +167,7 @@ func (b *building) writeFiles(context.Context) error {
 	if err != nil {
 		return err
 	}
-	return b.m.Dir(b.sb.ID).write(b.sb.Config.M, hostname, b.m.cfg.ShmSize)
+	return b.m.Dir(b.sb.ID).write(b.sb, hostname, b.m.cfg.ShmSize)
 }
 
 // hostname is the pod's name, or the node's for pods on its network.

@@ -120,7 +120,7 @@ func (m *Manager) remove(ctx context.Context, sb *store.Sandbox) error {
 		return err
 	}
 	last, ok := m.deps.Store.Sandboxes.Get(sb.ID)
-	if err := m.deps.Store.Sandboxes.Delete(sb.ID); err != nil {
+	if err := m.forget(sb.ID); err != nil {
 		return err
 	}
 	if ok {

@@ -73,6 +73,8 @@ type Container struct {
 	Cgroup string `json:"cgroup,omitempty"`
 	// StopSignal is a name such as SIGTERM.
 	StopSignal string `json:"stopSignal,omitempty"`
+	// OwnLabel is the SELinux process label that was reserved for this container alone.
+	OwnLabel string `json:"ownLabel,omitempty"`
 	// Stdin means that the task was made with an open standard input.
 	Stdin bool `json:"stdin,omitempty"`
 	// Resources are those in force; they begin as the config's.
