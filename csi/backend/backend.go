@@ -6,7 +6,8 @@
 // A backend knows nothing of names, intents, locks, publishing or CSI: the
 // volume package does all that once for every backend, calls one verb at a time
 // per object, and may call any verb again after a crash. Verbs are therefore
-// idempotent, and Create has its payload on stable storage when it returns.
+// idempotent, and Create has its payload's bytes on stable storage when it returns;
+// the names in the object's directory are made durable by the caller.
 package backend
 
 import (

@@ -4,6 +4,7 @@ package volume
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -307,7 +308,7 @@ func (m *Manager) build(ctx context.Context, pl *plan, verb string) error {
 			return m.spaceError(m.fill(ctx, pl, obj, from))
 		}, undo: func(ctx context.Context) error { return pl.pool.be.Destroy(ctx, obj) }},
 		{name: "commit", do: func(context.Context) error {
-			if err := commit(fresh, final); err != nil {
+			if err := errors.Join(mount.SyncDir(fresh), commit(fresh, final)); err != nil {
 				return m.spaceError(err)
 			}
 			m.put(&object{rec: rec, pool: pl.pool})
@@ -343,15 +344,27 @@ func newDir(dir string, rec Record) error {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
-	return writeJSON(filepath.Join(dir, metaName), rec)
+	b, err := json.MarshalIndent(rec, "", "  ")
+	if err != nil {
+		return err
+	}
+	// No rename and no sync of the directory: a torn record in dirNew is swept like
+	// a whole one, and the commit syncs the names.
+	f, err := os.OpenFile(filepath.Join(dir, metaName), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(append(b, '\n'))
+	return errors.Join(err, f.Sync(), f.Close())
 }
 
-// commit moves a finished object to its place.
+// commit moves a finished object to its place. One directory is enough to sync:
+// a rename is one transaction, whichever end is forced out.
 func commit(from, to string) error {
 	if err := os.Rename(from, to); err != nil {
 		return err
 	}
-	return errors.Join(mount.SyncDir(filepath.Dir(to)), mount.SyncDir(filepath.Dir(from)))
+	return mount.SyncDir(filepath.Dir(to))
 }
 
 // spaceError translates the errors of a full pool, and what backends say.

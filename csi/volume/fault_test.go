@@ -159,6 +159,16 @@ func TestRootPoolComesLate(t *testing.T) {
 	w.ok(w.m.bringUp(ctx, w.m.pools["p"]))
 	w.read(w.use(v.ID, "a"), "1")
 
+	// Gone while a pod uses a volume and the daemon is down: the pod can still go.
+	w.stop()
+	w.ok(unix.Unmount(dir, unix.MNT_DETACH))
+	w.start()
+	w.ok(w.m.Unpublish(ctx, v.ID, w.target("a")))
+	w.ok(w.m.Unstage(ctx, v.ID, w.path("stage-a")))
+	mountPool(disk[0])
+	w.ok(w.m.bringUp(ctx, w.m.pools["p"]))
+	w.read(w.use(v.ID, "a"), "1")
+
 	// Taken away again, from under the running daemon.
 	w.release(v.ID, "a")
 	if err := mount.Unmount(dir); err != nil {

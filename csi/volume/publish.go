@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/nodeagent/nodeagent/csi/backend"
 	"github.com/nodeagent/nodeagent/csi/mount"
@@ -210,6 +211,9 @@ func makeTarget(path string, block bool) error {
 	return f.Close()
 }
 
+// inlinePrefix begins the ids that the kubelet makes for inline volumes.
+const inlinePrefix = "csi-"
+
 // Unpublish takes the volume from the target and removes the path; what is not
 // there is success. An inline volume's data goes with it.
 func (m *Manager) Unpublish(ctx context.Context, id, target string) error {
@@ -218,17 +222,19 @@ func (m *Manager) Unpublish(ctx context.Context, id, target string) error {
 		return err
 	}
 	defer release()
-	o, err := m.find(KindVolume, id)
-	if err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrDamaged) {
-		return err
-	}
+	o, found := m.find(KindVolume, id)
 	st, err := m.state.get(id)
 	if err != nil {
 		return err
 	}
 	_, known := st.Targets[target]
-	if o == nil && !known {
+	switch {
+	case known, found == nil:
+		// Also when the pool is away: the pod must be able to go.
+	case errors.Is(found, ErrNotFound), errors.Is(found, ErrDamaged):
 		return m.foreignTarget(id, target)
+	default:
+		return found
 	}
 	if err := m.unmountOurs(ctx, o, target, known); err != nil {
 		return err
@@ -240,6 +246,9 @@ func (m *Manager) Unpublish(ctx context.Context, id, target string) error {
 		return err
 	}
 	if o == nil {
+		if errors.Is(found, ErrUnavailable) && strings.HasPrefix(id, inlinePrefix) {
+			return found // its data has to go as well, when the pool is back
+		}
 		return nil
 	}
 	m.applyLimits(ctx, o)

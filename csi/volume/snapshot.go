@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/nodeagent/nodeagent/csi/backend"
+	"github.com/nodeagent/nodeagent/csi/mount"
 )
 
 // SnapshotRequest asks for an image of a volume at one moment.
@@ -139,7 +140,7 @@ func (m *Manager) cutAll(ctx context.Context, cuts []*cutting, id string, freeze
 		}), undo: each(func(ctx context.Context, c *cutting) error { return m.sweepOne(ctx, c.src.pool, c.fresh()) })},
 		{name: "cut", do: func(ctx context.Context) error { return m.cut(ctx, cuts, freeze) }},
 		{name: "commit", do: each(func(_ context.Context, c *cutting) error {
-			if err := commit(c.fresh(), c.src.pool.dir(KindSnapshot, c.rec.ID)); err != nil {
+			if err := errors.Join(mount.SyncDir(c.fresh()), commit(c.fresh(), c.src.pool.dir(KindSnapshot, c.rec.ID))); err != nil {
 				return m.spaceError(err)
 			}
 			m.put(&object{rec: c.rec, pool: c.src.pool})

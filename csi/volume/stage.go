@@ -435,18 +435,20 @@ func (m *Manager) Unstage(ctx context.Context, id, path string) error {
 		return err
 	}
 	defer release()
-	o, err := m.find(KindVolume, id)
-	if errors.Is(err, ErrNotFound) {
-		return nil
-	}
-	if err != nil && !errors.Is(err, ErrDamaged) {
+	o, found := m.find(KindVolume, id)
+	st, err := m.state.get(id)
+	if err != nil {
 		return err
 	}
-	st, serr := m.state.get(id)
-	if serr != nil {
-		return serr
-	}
 	args, known := st.Staged[path]
+	switch {
+	case known, found == nil, errors.Is(found, ErrDamaged):
+		// Also when the pool is away: the pod must be able to go.
+	case errors.Is(found, ErrNotFound):
+		return nil
+	default:
+		return found
+	}
 	if err := m.noTargets(id, st, path); err != nil {
 		return err
 	}

@@ -171,7 +171,7 @@ func (b *Backend) Create(ctx context.Context, obj backend.Object, from *backend.
 	if err := f.Sync(); err != nil {
 		return fmt.Errorf("sync image: %w", spaceError(err))
 	}
-	return mount.SyncDir(obj.Dir)
+	return nil
 }
 
 // fill makes f a copy of from's image.
@@ -227,7 +227,7 @@ func (b *Backend) Snapshot(ctx context.Context, src, dst backend.Object) error {
 	if err := f.Sync(); err != nil {
 		return fmt.Errorf("sync snapshot image: %w", spaceError(err))
 	}
-	return mount.SyncDir(dst.Dir)
+	return nil
 }
 
 // Destroy frees the devices and removes the image.

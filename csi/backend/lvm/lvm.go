@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -140,10 +141,19 @@ func (b *Backend) exists(ctx context.Context, obj backend.Object) (size int64, o
 	return size, true, err
 }
 
+// recorded makes the object's directory durable before a logical volume exists
+// that only its record knows.
+func recorded(obj backend.Object) error {
+	if obj.Dir == "" {
+		return nil
+	}
+	return errors.Join(mount.SyncDir(obj.Dir), mount.SyncDir(filepath.Dir(obj.Dir)))
+}
+
 // Create makes the logical volume. A thick one is zeroed: the extents may have
 // been somebody else's.
 func (b *Backend) Create(ctx context.Context, obj backend.Object, from *backend.Object) error {
-	if err := b.Destroy(ctx, obj); err != nil {
+	if err := errors.Join(b.Destroy(ctx, obj), recorded(obj)); err != nil {
 		return err
 	}
 	size := strconv.FormatInt(obj.Bytes, 10) + "b"
@@ -178,7 +188,7 @@ func (b *Backend) Snapshot(ctx context.Context, src, dst backend.Object) error {
 	if b.thin == "" {
 		return fmt.Errorf("snapshot %s: thick logical volumes have none: %w", src.ID, backend.ErrNotSupported)
 	}
-	if err := b.Destroy(ctx, dst); err != nil {
+	if err := errors.Join(b.Destroy(ctx, dst), recorded(dst)); err != nil {
 		return err
 	}
 	return b.snapshot(ctx, src, dst)
