@@ -189,6 +189,11 @@ func TestRootShimDiesAlone(t *testing.T) {
 		pod := r.pod(name)
 		ids[name] = r.run(r.runPod(pod), pod, r.shell("c-"+name, "sleep 1000"))
 	}
+	bundle := filepath.Join(r.daemon.Config.State, "io.containerd.runtime.v2.task", containerd.Namespace, ids["one"])
+	socket, err := os.ReadFile(filepath.Join(bundle, "nodeagent-shim.socket"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	victim := parent(t, r.pid(ids["one"]))
 	if other := parent(t, r.pid(ids["two"])); other == victim {
 		t.Fatal("two pods share a shim")
@@ -199,6 +204,10 @@ func TestRootShimDiesAlone(t *testing.T) {
 	if st := r.exited(ids["one"]); st.ExitCode != 137 && st.ExitCode != 255 {
 		t.Errorf("a container without its shim: %v", st)
 	}
+	r.eventually("the dead shim's socket is removed", func() bool {
+		_, err := os.Stat(string(socket))
+		return os.IsNotExist(err)
+	})
 	if st := r.status(ids["two"]); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		t.Errorf("another pod's container: %v", st)
 	}

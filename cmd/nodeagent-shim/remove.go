@@ -7,10 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/nodeagent/nodeagent/cmd/nodeagent-shim/oci"
 	"github.com/nodeagent/nodeagent/cmd/nodeagent-shim/reap"
@@ -51,12 +54,29 @@ func remove(ctx context.Context, f flags) error {
 		// containerd logs it and goes on; the record of the end is worth more than a failure.
 		fmt.Fprintln(os.Stderr, errors.Join(err, uerr))
 	}
+	removeSocket(ctx, bundle)
 	var m wire.Message
 	m.Uint(1, uint64(exit.PID)) //nolint:gosec // process numbers are positive
 	m.Uint(2, uint64(exit.Status))
 	m.Time(3, exit.At)
 	_, err = os.Stdout.Write(m)
 	return err
+}
+
+// removeSocket removes the socket of the bundle's shim when nobody listens on it any more.
+func removeSocket(ctx context.Context, bundle string) {
+	path, err := os.ReadFile(filepath.Join(bundle, socketRecord))
+	if err != nil {
+		return
+	}
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", string(path))
+	if err == nil {
+		_ = conn.Close() // it lives, for other containers of the pod
+		return
+	}
+	if errors.Is(err, unix.ECONNREFUSED) {
+		_ = os.Remove(string(path))
+	}
 }
 
 // featuresType is the name under which containerd knows the OCI runtime's features.

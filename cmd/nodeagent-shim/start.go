@@ -27,6 +27,8 @@ import (
 const (
 	// defaultSockets is where containerd's own shims put their sockets.
 	defaultSockets = "/run/containerd/s"
+	// socketRecord is the file in a bundle that names its shim's socket.
+	socketRecord = "nodeagent-shim.socket"
 	// maxParams bounds what is read from stdin.
 	maxParams = 10 << 20
 )
@@ -47,6 +49,10 @@ func start(ctx context.Context, f flags) error {
 	l, err := listen(ctx, path)
 	if err != nil {
 		return err
+	}
+	// For delete, when this shim dies and cannot remove it.
+	if err := os.WriteFile(socketRecord, []byte(path), 0o600); err != nil {
+		return fmt.Errorf("record socket: %w", err)
 	}
 	if l != nil {
 		if err := spawn(f, l); err != nil {
