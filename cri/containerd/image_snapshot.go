@@ -53,9 +53,10 @@ func (c *Client) HasSnapshot(ctx context.Context, snapshotter, key string) (bool
 }
 
 // SnapshotUsages measures all snapshots of a snapshotter. That of a container
-// walks its files, so call it in the background. Snapshots that vanish
-// meanwhile are left out.
-func (c *Client) SnapshotUsages(ctx context.Context, snapshotter string) ([]SnapshotUsage, error) {
+// walks its files, so call it in the background. Committed ones never change:
+// those in known are not asked for again. Snapshots that vanish meanwhile are
+// left out.
+func (c *Client) SnapshotUsages(ctx context.Context, snapshotter string, known map[string]SnapshotUsage) ([]SnapshotUsage, error) {
 	if c.c == nil {
 		return nil, ErrNotConnected
 	}
@@ -70,6 +71,10 @@ func (c *Client) SnapshotUsages(ctx context.Context, snapshotter string) ([]Snap
 	}
 	kept := all[:0]
 	for _, u := range all {
+		if old, ok := known[u.Key]; ok && u.Committed && old.Committed {
+			kept = append(kept, old)
+			continue
+		}
 		usage, err := s.Usage(ctx, u.Key)
 		if errdefs.IsNotFound(err) {
 			continue

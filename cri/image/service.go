@@ -131,7 +131,7 @@ type Puller interface {
 type Snapshots interface {
 	UnpackImage(ctx context.Context, rec containerd.ImageRecord, snapshotter string) error
 	HasSnapshot(ctx context.Context, snapshotter, key string) (bool, error)
-	SnapshotUsages(ctx context.Context, snapshotter string) ([]containerd.SnapshotUsage, error)
+	SnapshotUsages(ctx context.Context, snapshotter string, known map[string]containerd.SnapshotUsage) ([]containerd.SnapshotUsage, error)
 	SnapshotterRoot(ctx context.Context, snapshotter string) (string, error)
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/nodeagent/nodeagent/cri/containerd"
 	"github.com/nodeagent/nodeagent/cri/stats"
 )
 
@@ -29,6 +30,7 @@ type fsUsage struct {
 	at                           time.Time
 	imageBytes, imageInodes      uint64
 	writableBytes, writableNodes uint64
+	committed                    map[string]containerd.SnapshotUsage // image layers by key
 }
 
 // usage caches the sizes of snapshots: measuring those of containers means
@@ -155,16 +157,18 @@ func (s *Service) measure(ctx context.Context, name string) error {
 		}
 		fs = fsUsage{root: root, device: deviceOf(root)}
 	}
-	snapshots, err := s.deps.Snapshots.SnapshotUsages(ctx, name)
+	snapshots, err := s.deps.Snapshots.SnapshotUsages(ctx, name, fs.committed)
 	if err != nil {
 		return err
 	}
 	fs.at = time.Now()
 	fs.imageBytes, fs.imageInodes, fs.writableBytes, fs.writableNodes = 0, 0, 0, 0
 	layers := map[layerKey]stats.Layer{}
+	fs.committed = map[string]containerd.SnapshotUsage{}
 	for _, u := range snapshots {
 		bytes, inodes := uint64(max(u.Bytes, 0)), uint64(max(u.Inodes, 0))
 		if u.Committed {
+			fs.committed[u.Key] = u
 			fs.imageBytes += bytes
 			fs.imageInodes += inodes
 			continue

@@ -74,7 +74,7 @@ func (n *node) expectNoVolumes(t *testing.T) {
 	if owners, err := n.images.VolumeOwners(); err != nil || len(owners) != 0 {
 		t.Errorf("owners left: %v, %v", owners, err)
 	}
-	usages, err := n.ctrd.SnapshotUsages(t.Context(), "overlayfs")
+	usages, err := n.ctrd.SnapshotUsages(t.Context(), "overlayfs", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
