@@ -24,8 +24,8 @@ type Config struct {
 	Pools []Pool `yaml:"pools"`
 	// MTU of the pods' devices; 0 means that of the uplink.
 	MTU int `yaml:"mtu"`
-	// RouteMTU is that of the pods' default routes; 0 means the device's. It is
-	// lower where other nodes are reached through a tunnel.
+	// RouteMTU is that of the pods' default routes; 0 means that of the tunnel
+	// to other nodes while there is one, else the device's.
 	RouteMTU int `yaml:"routeMTU"`
 	// Quarantine is how long an address rests before another pod may have it.
 	Quarantine time.Duration `yaml:"quarantine"`

@@ -181,7 +181,7 @@ func newLab(tb testing.TB, change func(*Config)) *lab {
 func (l *lab) start() *Network {
 	l.tb.Helper()
 	n, err := New(l.cfg, Deps{
-		DB: l.db, Dataplane: l.dp, HostNS: l.host, Log: slog.New(slog.DiscardHandler),
+		DB: l.db, Dataplane: l.dp, HostNS: l.host, Tunnel: "tun0", Log: slog.New(slog.DiscardHandler),
 		Now: func() time.Time { return time.Now().Round(0).Add(l.clock) },
 	})
 	if err != nil {

@@ -19,7 +19,7 @@ type mtus struct{ device, route int }
 
 // SetMTU says which MTU pods have, those that run included: of their devices
 // (0: that of the uplink, whatever it becomes) and of their default routes (0:
-// the device's), which is lower where other nodes are reached through a tunnel.
+// that of the tunnel, if there is one, else the device's).
 func (n *Network) SetMTU(ctx context.Context, device, route int) error {
 	n.mu.Lock()
 	n.wantMTU = mtus{device, route}
@@ -62,6 +62,12 @@ func (n *Network) resolveMTU(ctx context.Context) error {
 			if i == 0 || u.MTU < m.device {
 				m.device = u.MTU
 			}
+		}
+	}
+	if m.route == 0 && n.deps.Tunnel != "" {
+		var err error
+		if m.route, err = n.wire.MTUOf(ctx, n.deps.Tunnel); err != nil {
+			return err
 		}
 	}
 	if m.route >= m.device {

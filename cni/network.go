@@ -44,6 +44,9 @@ type Deps struct {
 	// HostNS is the path of the namespace of the host ends; empty means that of
 	// this process.
 	HostNS string
+	// Tunnel is the device that leads to other nodes where the uplink alone does
+	// not; while it exists its MTU is that of the pods' default routes. Empty: none.
+	Tunnel string
 	// Socket is the daemon's API, for the conflist; empty means shim.DefaultSocket.
 	Socket string
 	Log    *slog.Logger

@@ -349,6 +349,14 @@ func TestRootMTUFollowsTheUplink(t *testing.T) {
 		}
 	}
 	check(1480, 0)
+	tunnel := netlink.NewVeth(netlink.NewLinkAttrs())
+	tunnel.Name, tunnel.PeerName, tunnel.MTU = "tun0", "tun1", 1430
+	netnstest.Do(t, l.host, func() error { return netlink.LinkAdd(tunnel) })
+	if err := l.net.Reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	check(1480, 1430)
+	netnstest.Do(t, l.host, func() error { return netlink.LinkDel(tunnel) })
 	uplink(1400)
 	if err := l.net.Reconcile(t.Context()); err != nil {
 		t.Fatal(err)

@@ -47,7 +47,8 @@ func (g *graph) addNetwork(context.Context) error {
 // path, so that each change is logged by name.
 func (g *graph) newNetwork() error {
 	n, err := cni.New(g.cfg.Network.Config, cni.Deps{
-		DB: g.db, Dataplane: g.dataplane, Socket: g.runPath("api.sock"), Log: g.log, Metrics: g.health.registry,
+		DB: g.db, Dataplane: g.dataplane, Tunnel: g.cfg.Dataplane.Tunnel.Device,
+		Socket: g.runPath("api.sock"), Log: g.log, Metrics: g.health.registry,
 	})
 	if err != nil {
 		return err

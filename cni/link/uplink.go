@@ -16,6 +16,25 @@ type Uplink struct {
 	MTU  int
 }
 
+// MTUOf returns the MTU of a device of the host; 0 if there is none of the name.
+func (w *Wire) MTUOf(ctx context.Context, name string) (mtu int, err error) {
+	err = w.with(ctx, func(h *netlink.Handle) error {
+		l, err := h.LinkByName(name)
+		if absent(err) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		mtu = l.Attrs().MTU
+		return nil
+	})
+	if err != nil {
+		return 0, fmt.Errorf("find device %s: %w", name, err)
+	}
+	return mtu, nil
+}
+
 // Uplinks returns the devices of the default routes, at most one per family;
 // none if the host has no way out.
 func (w *Wire) Uplinks(ctx context.Context) (out []Uplink, err error) {
