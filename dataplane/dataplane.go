@@ -83,6 +83,7 @@ type Dataplane struct {
 	lost     map[lostBackend]bool // flows to them are to be forgotten
 	svcNode  service.Node
 	table    *table
+	health   health
 }
 
 // New returns a data path that has not touched the kernel yet.
@@ -110,6 +111,7 @@ func New(cfg Config, deps Deps) (*Dataplane, error) {
 		limits:      map[string]uint32{},
 		services:    map[types.NamespacedName]service.Object{},
 		lost:        map[lostBackend]bool{},
+		health:      health{servers: map[types.NamespacedName]*healthServer{}},
 	}, nil
 }
 
@@ -237,7 +239,7 @@ func (d *Dataplane) attachSockets() error {
 
 // Stop ends what the daemon does; programs and maps stay in the kernel and go
 // on working.
-func (d *Dataplane) Stop(context.Context) error {
+func (d *Dataplane) Stop(ctx context.Context) error {
 	d.mu.Lock()
 	if !d.started {
 		d.mu.Unlock()
@@ -247,7 +249,10 @@ func (d *Dataplane) Stop(context.Context) error {
 	d.mu.Unlock()
 	d.cancel()
 	d.wg.Wait()
-	return d.kernel.Close()
+	d.svcMu.Lock()
+	defer d.svcMu.Unlock()
+	d.table = nil
+	return errors.Join(d.health.stop(ctx), d.kernel.Close())
 }
 
 // Uninstall removes programs, maps and pins of all versions from the kernel:

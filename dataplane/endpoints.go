@@ -139,8 +139,14 @@ func (d *Dataplane) bumpEpoch() error {
 }
 
 // forget lets the worker take the programs off an interface, which is quick
-// once the interface is gone and slow before.
+// once the interface is gone and slow before. One that an endpoint still has
+// keeps them: it may have got another id, or other addresses.
 func (d *Dataplane) forget(ifindex int) {
+	for _, ep := range d.endpoints {
+		if ep.IfIndex == ifindex {
+			return
+		}
+	}
 	delete(d.attached, ifindex)
 	delete(d.handover, ifindex)
 	d.forgotten[ifindex] = true

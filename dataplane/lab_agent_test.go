@@ -178,6 +178,8 @@ func agentCall(ctx context.Context, d *Dataplane, c labCall) error {
 	switch c.Verb {
 	case "UpdateEndpoint":
 		return with(c.Args, func(ep Endpoint) error { return d.UpdateEndpoint(ctx, ep) })
+	case "PrepareLink":
+		return with(c.Args, func(idx int) error { return d.PrepareLink(ctx, idx) })
 	case "DeleteEndpoint":
 		return with(c.Args, func(id string) error { return d.DeleteEndpoint(ctx, id) })
 	case "PruneEndpoints":

@@ -37,6 +37,18 @@ func (d *Dataplane) compile(c *change, o service.Object) {
 		c.errs = append(c.errs, err)
 	}
 	d.table.set(c, serviceOwner(o.Name()), entries)
+	if err := d.health.set(o.Name(), service.HealthOf(o, d.svcNode)); err != nil {
+		c.errs = append(c.errs, err)
+	}
+}
+
+// remove puts the end of a service into a change. The caller holds svcMu.
+func (d *Dataplane) remove(c *change, n types.NamespacedName) {
+	delete(d.services, n)
+	d.table.set(c, serviceOwner(n), nil)
+	if err := d.health.set(n, service.Health{}); err != nil {
+		c.errs = append(c.errs, err)
+	}
 }
 
 func serviceOwner(n types.NamespacedName) string { return "service " + n.String() }
@@ -50,8 +62,7 @@ func (d *Dataplane) DeleteServices(_ context.Context, names []types.NamespacedNa
 	}
 	c := &change{}
 	for _, n := range names {
-		delete(d.services, n)
-		d.table.set(c, serviceOwner(n), nil)
+		d.remove(c, n)
 	}
 	return d.commit(c)
 }
@@ -72,8 +83,7 @@ func (d *Dataplane) PruneServices(_ context.Context, keep []types.NamespacedName
 	c := &change{}
 	for n := range d.services {
 		if !want[n] {
-			delete(d.services, n)
-			d.table.set(c, serviceOwner(n), nil)
+			d.remove(c, n)
 		}
 	}
 	d.table.prune(c)
