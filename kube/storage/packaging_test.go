@@ -13,6 +13,8 @@ import (
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -159,6 +161,7 @@ func TestChartGivesTheRightsThatAreNeeded(t *testing.T) {
 		"storage": map[string]any{"driver": c.driver, "classes": []any{}},
 	}, false)
 	client, kcfg := c.agent("me")
+	c.awaitPolicies(client)
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	w, err := kube.New(kcfg, kube.Deps{
 		Log: log, Client: client, Node: sinks{}, Peers: sinks{}, Services: sinks{}, Policies: sinks{},
@@ -169,7 +172,7 @@ func TestChartGivesTheRightsThatAreNeeded(t *testing.T) {
 	c.must(w.Synced(t.Context()))
 
 	cfg := c.config()
-	cfg.CSIDriver = true
+	cfg.CSIDriver, cfg.TopologyKey = true, "topology."+c.driver+"/node"
 	s, err := New(cfg, Deps{Log: log, Node: "me", Client: client, REST: client.RESTConfig(), Volumes: c.fake, Snapshots: c.fake})
 	c.must(err)
 	c.must(s.Start(t.Context()))
@@ -177,6 +180,10 @@ func TestChartGivesTheRightsThatAreNeeded(t *testing.T) {
 	c.claim("mine", "1Gi", "")
 	c.bound("mine")
 	c.event("mine", "ProvisioningSucceeded")
+	_, err = client.CoreV1().PersistentVolumeClaims(c.ns).Patch(t.Context(), "mine", types.MergePatchType, []byte(grow2), metav1.PatchOptions{})
+	if err == nil || !strings.Contains(err.Error(), "may not change what a claim asks for") {
+		t.Errorf("the agent asks for more: %v", err)
+	}
 	c.patchClaim(grow2)
 	c.await("grown", func() bool { return c.resizeState() == corev1.PersistentVolumeClaimNodeResizePending })
 	c.await("capacity published", func() bool {
@@ -190,5 +197,54 @@ func TestChartGivesTheRightsThatAreNeeded(t *testing.T) {
 	c.await("volume deleted", func() bool { return len(c.mine()) == 0 && len(c.fake.ids()) == 0 })
 	if faults := w.Status().Source.Faults; len(faults) > 0 {
 		t.Errorf("watcher: %s", strings.Join(faults, "\n"))
+	}
+}
+
+// awaitPolicies waits until the server enforces the chart's policies, and
+// tries what they forbid.
+func (c *cluster) awaitPolicies(client *kube.Client) {
+	c.t.Helper()
+	ctx, dry := c.t.Context(), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}
+	pv := func(driver, node string) *corev1.PersistentVolume {
+		return &corev1.PersistentVolume{
+			ObjectMeta: metav1.ObjectMeta{Name: "try"},
+			Spec: corev1.PersistentVolumeSpec{
+				Capacity:               corev1.ResourceList{corev1.ResourceStorage: *resource.NewQuantity(gib, resource.BinarySI)},
+				AccessModes:            []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+				PersistentVolumeSource: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{Driver: driver, VolumeHandle: "h"}},
+				NodeAffinity: &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
+					MatchExpressions: []corev1.NodeSelectorRequirement{{
+						Key: "topology." + c.driver + "/node", Operator: corev1.NodeSelectorOpIn, Values: []string{node},
+					}},
+				}}}},
+			},
+		}
+	}
+	c.await("policies in force", func() bool {
+		_, err := client.CoreV1().PersistentVolumes().Create(ctx, pv(c.driver, "other"), dry)
+		return err != nil && strings.Contains(err.Error(), "an agent may change only volumes of its driver on its own node")
+	})
+	_, err := client.CoreV1().PersistentVolumes().Create(ctx, pv(c.driver, "me"), dry)
+	c.must(err)
+	if _, err := client.CoreV1().PersistentVolumes().Create(ctx, pv("foreign.dev", "me"), dry); err == nil {
+		c.t.Error("a volume of another driver was let through")
+	}
+	c.claim("elsewhere", "1Gi", "other", func(p *corev1.PersistentVolumeClaim) { p.Annotations[annProvisioner] = c.driver })
+	for what, patch := range map[string]string{
+		"claims of its own node":          `{"metadata":{"annotations":{"volume.kubernetes.io/selected-node":"me"}}}`,
+		"claims of its own node ":         `{"metadata":{"annotations":{"volume.kubernetes.io/selected-node":null}}}`,
+		"an agent may change only claims": `{"metadata":{"annotations":{"a":"b"}}}`,
+	} {
+		_, err := client.CoreV1().PersistentVolumeClaims(c.ns).Patch(ctx, "elsewhere", types.MergePatchType, []byte(patch), metav1.PatchOptions{})
+		if err == nil || !strings.Contains(err.Error(), strings.TrimSpace(what)) {
+			c.t.Errorf("patch %s: %v", patch, err)
+		}
+	}
+	_, err = client.StorageV1().CSIStorageCapacities(metav1.NamespaceSystem).Create(ctx, &storagev1.CSIStorageCapacity{
+		ObjectMeta: metav1.ObjectMeta{Name: "try"}, StorageClassName: "x",
+		NodeTopology: &metav1.LabelSelector{MatchLabels: map[string]string{"topology." + c.driver + "/node": "other"}},
+	}, dry)
+	if err == nil || !strings.Contains(err.Error(), "only its own node's capacity") {
+		c.t.Errorf("capacity of another node: %v", err)
 	}
 }

@@ -81,6 +81,7 @@ func parse(chart fs.FS) (*template.Template, []string, error) {
 	t.Funcs(template.FuncMap{
 		"quote":     func(v any) string { return fmt.Sprintf("%q", fmt.Sprint(v)) },
 		"default":   orDefault,
+		"list":      func(v ...any) []any { return v },
 		"toYaml":    toYAML,
 		"indent":    indent,
 		"nindent":   func(n int, s string) string { return "\n" + indent(n, s) },
