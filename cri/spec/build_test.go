@@ -159,3 +159,18 @@ func build(t *testing.T, in spec.Input) *specs.Spec {
 	}
 	return out.Spec
 }
+
+// BenchmarkBuild is the cost of one container's spec, as it is encoded for the OCI runtime.
+func BenchmarkBuild(b *testing.B) {
+	in, _ := fixture()
+	in.Config.Linux.SecurityContext.Seccomp = profile(runtimeapi.SecurityProfile_RuntimeDefault, "")
+	for b.Loop() {
+		out, err := spec.Build(in)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := json.Marshal(out.Spec); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
