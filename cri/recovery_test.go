@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -153,5 +155,27 @@ func reboot(r *rig, sb, run string) {
 		if err := os.RemoveAll(filepath.Join(r.daemon.Dir, p)); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// The daemon starts before containerd, which goes away again at once.
+func TestRootStartBeforeContainerd(t *testing.T) {
+	r := newRig(t)
+	pod := r.pod("early")
+	sb := r.runPod(pod)
+	run := r.run(sb, pod, r.shell("run", "sleep 1000"))
+	r.stop()
+	r.daemon.Stop(t)
+	r.serve()
+	if _, err := r.rt.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{}); status.Code(err) != codes.Unavailable {
+		t.Errorf("a list before recovery: %v", err)
+	}
+	if v, err := r.rt.Version(t.Context(), &runtimeapi.VersionRequest{}); err != nil || v.RuntimeName != "nodeagent" {
+		t.Errorf("the version before recovery: %v, %v", v, err)
+	}
+	r.daemon.Run(t)
+	r.eventually("the CRI serves", r.server.Ready)
+	if st := r.status(run); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("status %v", st)
 	}
 }

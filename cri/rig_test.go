@@ -134,8 +134,15 @@ func newRig(tb testing.TB) *rig {
 	return r
 }
 
-// start runs the server over what is in the directories.
+// start runs the server over what is in the directories until it is ready.
 func (r *rig) start() {
+	r.t.Helper()
+	r.serve()
+	r.eventually("the CRI serves", r.server.Ready)
+}
+
+// serve runs the server.
+func (r *rig) serve() {
 	r.t.Helper()
 	db, err := bbolt.Open(filepath.Join(r.daemon.Dir, "state.db"), 0o600, &bbolt.Options{NoSync: true, Timeout: time.Second})
 	if err != nil {
@@ -152,7 +159,6 @@ func (r *rig) start() {
 		r.t.Fatal(err)
 	}
 	r.dial()
-	r.eventually("the CRI serves", r.server.Ready)
 }
 
 // dial connects to whoever serves.

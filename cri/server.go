@@ -23,6 +23,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.etcd.io/bbolt"
 	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
@@ -236,7 +237,11 @@ func (s *Server) recoverOnce(ctx context.Context) error {
 	if err := s.containers.Recover(ctx); err != nil {
 		return errors.Join(err, s.images.Stop(ctx))
 	}
-	if err := s.sandboxes.Recover(ctx); err != nil {
+	err := s.sandboxes.Recover(ctx)
+	switch {
+	case errdefs.IsUnavailable(err):
+		return errors.Join(err, s.images.Stop(ctx))
+	case err != nil:
 		s.deps.Log.WarnContext(ctx, "leftovers of sandboxes stay", "err", err)
 	}
 	return nil

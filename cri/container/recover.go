@@ -46,7 +46,10 @@ func (m *Manager) Recover(ctx context.Context) error {
 			m.deps.Log.WarnContext(ctx, "container of containerd not adopted", "container", k.ID, "err", err)
 		}
 	}
-	return m.prune(ctx)
+	if err := m.prune(ctx); err != nil {
+		m.deps.Log.WarnContext(ctx, "leftovers of containers stay", "err", err)
+	}
+	return nil
 }
 
 func (m *Manager) recoverOne(ctx context.Context, c *store.Container, t containerd.TaskState, hasTask bool) error {
@@ -82,8 +85,12 @@ func (m *Manager) recoverOne(ctx context.Context, c *store.Container, t containe
 }
 
 // rewatch takes up the streams and the watch of a container that ran when the
-// daemon ended. Whether it still does is for the watch to find out.
+// daemon ended. Whether it still does is for the watch to find out. A recovery
+// that is tried again finds it watched.
 func (m *Manager) rewatch(c *store.Container) error {
+	if m.life(c.ID) != nil {
+		return nil
+	}
 	s, err := m.deps.Streams.Reattach(c, m.dir(c))
 	if err != nil {
 		s = nothing{} // its output is lost, its exit is not
