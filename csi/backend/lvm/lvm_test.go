@@ -104,12 +104,12 @@ func TestThick(t *testing.T) {
 	if _, err := b.Attach(ctx, a, backend.AttachOptions{ReadOnly: true}); !errors.Is(err, backend.ErrNotSupported) {
 		t.Errorf("read-only device: %v", err)
 	}
-	g.fail["lvextend"] = errors.New("Insufficient free space: 10 extents needed") //nolint:staticcheck // lvm's own words
+	g.fail["lvextend"] = errors.New("lvextend: Insufficient free space: 10 extents needed")
 	a.Bytes = 4096
 	if err := b.Grow(ctx, a); !errors.Is(err, backend.ErrNoSpace) {
 		t.Errorf("grow in a full group: %v", err)
 	}
-	g.fail["lvremove"] = errors.New("Logical volume vg/na-h1 in use.") //nolint:staticcheck // lvm's own words
+	g.fail["lvremove"] = errors.New("lvremove: Logical volume vg/na-h1 in use")
 	if err := b.Destroy(ctx, a); !errors.Is(err, backend.ErrBusy) {
 		t.Errorf("remove of one in use: %v", err)
 	}

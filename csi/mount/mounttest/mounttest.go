@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"testing"
 
+	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"github.com/nodeagent/nodeagent/csi/mount"
@@ -21,8 +22,8 @@ import (
 
 const insideEnv = "NODEAGENT_TEST_MOUNTNS"
 
-// Main runs m in a private mount namespace and fails when a mount or a loop
-// device is left. Without root it runs m in place: tests that need root call Root.
+// Main runs m in a private mount namespace and fails when a mount, a loop device
+// or a goroutine is left. Without root it runs m in place: tests that need root call Root.
 func Main(m *testing.M) int {
 	if os.Getuid() != 0 {
 		return m.Run()
@@ -43,6 +44,10 @@ func Main(m *testing.M) int {
 	code := m.Run()
 	if left := leftovers(base); len(left) > 0 {
 		fmt.Fprintf(os.Stderr, "left behind by the tests:\n\t%s\n", strings.Join(left, "\n\t"))
+		code = max(code, 1)
+	}
+	if err := goleak.Find(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		code = max(code, 1)
 	}
 	_ = os.RemoveAll(base)
