@@ -16,7 +16,7 @@ export PATH := $(TOOLS):$(PATH)
 
 .PHONY: help
 help: ## show what there is to make
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: deps
 deps: ## install Debian packages and build containerd, runc, Kubernetes and the tools, once, into $NODEAGENT_CACHE
@@ -60,6 +60,12 @@ test-root: ## run the tests that need root, each in namespaces of its own
 test-e2e: build ## run the black-box tests on a real one-node cluster (root)
 	@$(HARNESS)
 	cd tests/e2e && go test -timeout 20m $(if $(RUN),-run '$(RUN)') -v ./...
+
+.PHONY: e2e-conformance
+e2e-conformance: deps build ## run Kubernetes' own tests of node, network and storage (FOCUS= SKIP= PROCS=)
+	@tools/deps.sh ginkgo e2e.test
+	@$(HARNESS)
+	bin/cluster conformance $(if $(FOCUS),--focus '$(FOCUS)') $(if $(SKIP),--skip '$(SKIP)') $(if $(PROCS),--procs $(PROCS)) $(ARGS)
 
 .PHONY: run
 run: deps build ## start a one-node cluster with a demo in namespaces of its own (DETACH=1 leaves it in the background)

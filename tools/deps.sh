@@ -19,9 +19,9 @@ top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${NODEAGENT_CACHE:-/var/cache/nodeagent}
 
 packages=(
-  bpftool btrfs-progs busybox-static ca-certificates clang-19 clang-format-19 conntrack
+  bash-static bpftool btrfs-progs busybox-static ca-certificates clang-19 clang-format-19 conntrack curl
   dosfstools e2fsprogs erofs-utils ethtool fio gcc git iproute2 iptables kmod libbpf-dev libc6-dev libelf-dev
-  libseccomp-dev linux-libc-dev llvm-19 make nftables pkg-config procps socat util-linux xfsprogs
+  libseccomp-dev linux-libc-dev llvm-19 make netcat-openbsd nftables pkg-config procps socat util-linux xfsprogs
 )
 
 # component | module directory | module that carries the version | programs it makes
@@ -42,9 +42,10 @@ cnitool                 | tests/e2e  | github.com/containernetworking/cni     | 
 csi-sanity              | tests/e2e  | github.com/kubernetes-csi/csi-test/v5  | csi-sanity
 golangci-lint           | tools/lint | github.com/golangci/golangci-lint/v2   | golangci-lint
 e2e.test                | tests/e2e  | k8s.io/kubernetes                      | e2e.test
+ginkgo                  | tests/e2e  | github.com/onsi/ginkgo/v2              | ginkgo
 '
 # Not made unless asked for by name: five minutes for one target.
-on_demand=' e2e.test '
+on_demand=' e2e.test ginkgo '
 
 say() { printf '%s\n' "deps: $*" >&2; }
 
@@ -73,6 +74,7 @@ recipe() { # component version
     ;;
   pause) printf '%s\n' gcc -Os -Wall -static -s "-DVERSION=${2#v}" build/pause/linux/pause.c ;;
   etcd) printf '%s\n' CGO_ENABLED=0 -- '-ldflags=-s -w' ./cmd/etcd ;;
+  ginkgo) printf '%s\n' CGO_ENABLED=0 -- '-ldflags=-s -w' github.com/onsi/ginkgo/v2/ginkgo ;;
   cnitool) printf '%s\n' CGO_ENABLED=0 -- '-ldflags=-s -w' github.com/containernetworking/cni/cnitool ;;
   csi-sanity) printf '%s\n' CGO_ENABLED=0 -- '-ldflags=-s -w' github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity ;;
   golangci-lint)
@@ -169,7 +171,8 @@ attend() { # label log command...
 
 apt_missing() {
   local have p
-  have=$(dpkg-query -W -f '${db:Status-Abbrev}${Package}\n' "${packages[@]}" 2>/dev/null | sed -n 's/^ii *//p')
+  # It fails for a package that it has never heard of, which is one that is missing.
+  have=$({ dpkg-query -W -f '${db:Status-Abbrev}${Package}\n' "${packages[@]}" 2>/dev/null || true; } | sed -n 's/^ii *//p')
   for p in "${packages[@]}"; do grep -qxF "$p" <<<"$have" || echo "$p"; done
 }
 

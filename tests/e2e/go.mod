@@ -256,6 +256,7 @@ require (
 tool (
 	github.com/containernetworking/cni/cnitool
 	github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity
+	github.com/onsi/ginkgo/v2/ginkgo
 	k8s.io/kubernetes/cmd/kube-apiserver
 	k8s.io/kubernetes/cmd/kube-controller-manager
 	k8s.io/kubernetes/cmd/kube-proxy

@@ -80,13 +80,22 @@ func TestTwoNodes(t *testing.T) {
 	if _, err := c.Kubectl(t.Context(), "rollout", "status", "daemonset/web", "daemonset/box", "--timeout=90s"); err != nil {
 		t.Fatal(err)
 	}
-	webs, boxes := podsOf(t, c, "web"), podsOf(t, c, "box")
+	askFromPods(t, c)
+	askNodePorts(t, c)
+	if _, err := c.Kubectl(t.Context(), "delete", "daemonset/web", "daemonset/box", "service/web", "--timeout=60s"); err != nil {
+		t.Error(err)
+	}
+}
+
+// askFromPods asks from the box of each node for every web pod and every ClusterIP.
+func askFromPods(t *testing.T, c *cluster.Cluster) {
+	t.Helper()
 	svc, err := c.Client.CoreV1().Services("default").Get(t.Context(), "web", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	targets := map[string]string{} // URL to how its answer begins
-	for _, w := range webs {
+	for _, w := range podsOf(t, c, "web") {
 		for _, ip := range w.Status.PodIPs {
 			targets["http://"+net.JoinHostPort(ip.IP, "8080")] = "hello from " + w.Name
 		}
@@ -94,7 +103,7 @@ func TestTwoNodes(t *testing.T) {
 	for _, ip := range svc.Spec.ClusterIPs {
 		targets["http://"+net.JoinHostPort(ip, "80")] = "hello from web-"
 	}
-	for _, b := range boxes {
+	for _, b := range podsOf(t, c, "box") {
 		for url, want := range targets {
 			eventually(t, 20*time.Second, func(ctx context.Context) error {
 				out, err := c.Kubectl(ctx, "exec", b.Name, "--", "timeout", "5", "wget", "-qO-", url)
@@ -102,6 +111,11 @@ func TestTwoNodes(t *testing.T) {
 			})
 		}
 	}
+}
+
+// askNodePorts asks from the world and from a node for the NodePort of each node.
+func askNodePorts(t *testing.T, c *cluster.Cluster) {
+	t.Helper()
 	for _, n := range c.Nodes {
 		for _, ip := range []string{n.IP4, n.IP6} {
 			url := "http://" + net.JoinHostPort(ip, "30080")
@@ -112,9 +126,6 @@ func TestTwoNodes(t *testing.T) {
 				})
 			}
 		}
-	}
-	if _, err := c.Kubectl(t.Context(), "delete", "daemonset,service", "--all", "--wait", "--timeout=60s"); err != nil && !strings.Contains(err.Error(), "kubernetes") {
-		t.Error(err)
 	}
 }
 

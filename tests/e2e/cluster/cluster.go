@@ -56,6 +56,8 @@ type Config struct {
 	KubeletExtra map[string]any
 	// AgentExtra is merged into nodeagent's configuration.
 	AgentExtra map[string]any
+	// Conformance adds the stand-ins of the images that Kubernetes' own tests ask for.
+	Conformance bool
 	// FeatureGates are set on every Kubernetes component.
 	FeatureGates map[string]bool
 	// Progress receives what happens; nil means that nobody watches.

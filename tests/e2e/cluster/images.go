@@ -44,12 +44,13 @@ type image struct {
 	files      map[string]string // path in the image to file on the machine
 	links      map[string]string // path in the image to target
 	texts      map[string]string // path in the image to content
+	setuid     []string          // paths in the image
 	entrypoint []string
 	cmd        []string
 	user       string
 }
 
-func (c *Cluster) images() ([]image, error) {
+func (c *Cluster) images(ctx context.Context) ([]image, error) {
 	applets, err := busyboxApplets()
 	if err != nil {
 		return nil, err
@@ -69,6 +70,13 @@ func (c *Cluster) images() ([]image, error) {
 	}
 	if c.Runtime != RuntimeNodeagent {
 		out = append(out, image{refs: []string{PauseImage}, files: map[string]string{"pause": c.tool("pause")}, entrypoint: []string{"/pause"}, user: "65535:65535"})
+	}
+	if c.Conformance {
+		more, err := c.conformanceImages(ctx, applets)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, more...)
 	}
 	return out, nil
 }
@@ -139,6 +147,9 @@ func (im *image) entry(w *tar.Writer, p string, dirMode int64) error {
 			return err
 		}
 	}
+	if slices.Contains(im.setuid, p) {
+		h.Mode |= 0o4000
+	}
 	h.Size = int64(len(data))
 	if err := w.WriteHeader(h); err != nil {
 		return err
@@ -191,7 +202,7 @@ func (c *Cluster) startRegistry(ctx context.Context) error {
 		}
 		return err
 	})
-	images, err := c.images()
+	images, err := c.images(ctx)
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/nodeagent/nodeagent/tests/e2e/cluster"
@@ -18,6 +19,7 @@ const usage = `usage: cluster COMMAND [flags]
   up        start a cluster and keep it until Ctrl-C
   demo      the same with the demo in it
   runtimes  start a node of each runtime, without kubelets, for benchmarks
+  conformance  run Kubernetes' own tests: --focus --skip --procs --report
   status    show the clusters of this machine
   enter     run a command inside a node: cluster enter [--name NAME] NODE [COMMAND...]
   down      end a cluster and remove what is left of it
@@ -27,6 +29,7 @@ flags of up and demo: --name --nodes --runtime --detach --base --tools --bin`
 type options struct {
 	cluster.Config
 	detach bool
+	tests  cluster.ConformanceRun
 	args   []string
 }
 
@@ -40,6 +43,13 @@ func parse(command string, args []string) (*options, error) {
 	f.StringVar(&o.Tools, "tools", o.Tools, "directory with the programs that make deps builds")
 	f.StringVar(&o.Bin, "bin", o.Bin, "directory with the programs of this repository")
 	f.BoolVar(&o.detach, "detach", false, "go on in the background when the cluster is up")
+	if command == "conformance" {
+		o.Name, o.Conformance = "conformance", true
+		f.StringVar(&o.tests.Focus, "focus", `\[sig-(node|network|storage)\].*\[Conformance\]`, "run the tests whose names match")
+		f.StringVar(&o.tests.Skip, "skip", `\[Serial\]|\[Disruptive\]|\[Slow\]|DNS`, "leave out those")
+		f.IntVar(&o.tests.Procs, "procs", 4, "how many at once")
+		f.StringVar(&o.tests.Report, "report", "dist/conformance", "directory for the report")
+	}
 	if err := f.Parse(args); err != nil {
 		return nil, err
 	}
@@ -49,12 +59,13 @@ func parse(command string, args []string) (*options, error) {
 
 func run(ctx context.Context, args []string) error {
 	commands := map[string]func(context.Context, *options) error{
-		"up":       func(ctx context.Context, o *options) error { return stay(ctx, o, false) },
-		"demo":     func(ctx context.Context, o *options) error { return stay(ctx, o, true) },
-		"runtimes": runtimes,
-		"status":   status,
-		"enter":    enter,
-		"down":     down,
+		"up":          func(ctx context.Context, o *options) error { return stay(ctx, o, false) },
+		"demo":        func(ctx context.Context, o *options) error { return stay(ctx, o, true) },
+		"runtimes":    runtimes,
+		"conformance": conformance,
+		"status":      status,
+		"enter":       enter,
+		"down":        down,
 	}
 	if len(args) == 0 || commands[args[0]] == nil {
 		return errors.New(usage)
@@ -119,6 +130,26 @@ func runtimes(ctx context.Context, o *options) (retErr error) {
 	}
 	<-ctx.Done()
 	return nil
+}
+
+// conformance runs Kubernetes' own tests on a cluster of their own.
+func conformance(ctx context.Context, o *options) (retErr error) {
+	report, err := filepath.Abs(o.tests.Report)
+	if err != nil {
+		return err
+	}
+	o.tests.Report = report
+	o.Progress = cluster.NewProgress(os.Stderr)
+	c, err := cluster.Up(ctx, o.Config)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Minute)
+		defer cancel()
+		retErr = errors.Join(retErr, os.CopyFS(filepath.Join(report, "logs-"+time.Now().Format("150405")), os.DirFS(c.Logs())), end(cleanup, c))
+	}()
+	return c.RunConformance(ctx, o.tests, os.Stdout)
 }
 
 // end ends the cluster and sees that nothing of it is left.

@@ -23,6 +23,10 @@ import (
 )
 
 func main() {
+	if filepath.Base(os.Args[0]) == "nnp" { // the stand-in of a test image: set-user-id or not?
+		_, _ = io.WriteString(os.Stdout, fmt.Sprintf("Effective uid: %d\n", os.Geteuid()))
+		return
+	}
 	addr := flag.String("listen", ":8080", "address to listen on")
 	dir := flag.String("data", "", "directory for the guest book; none without")
 	fetchURL := flag.String("fetch", "", "read a stream from this URL, check it, and end")

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+const testImages = "registry.k8s.io/e2e-test-images/"
+
+// conformanceImages stand in for those of Kubernetes' own tests. Their sh is bash, for the tests
+// look for environment variables whose names busybox's ash drops, and one reads os-release.
+func (c *Cluster) conformanceImages(ctx context.Context, applets map[string]string) ([]image, error) {
+	links := maps.Clone(applets)
+	delete(links, "bin/sh")
+	plain := maps.Clone(links) // busybox has no curl, and its own nc and ip
+	texts := maps.Clone(accounts)
+	texts["etc/os-release"] = "NAME=\"Alpine Linux\"\nID=alpine\n"
+	texts["www/index.html"] = "<title>Welcome to nginx!</title>\n"
+	base := map[string]string{"bin/busybox": busyboxPath, "bin/sh": "/bin/bash-static"}
+	agnhost := maps.Clone(base)
+	agnhost["agnhost"] = c.tool("agnhost")
+	for path, program := range map[string]string{"bin/curl": "/usr/bin/curl", "bin/nc": "/bin/nc.openbsd", "bin/ip": "/sbin/ip"} {
+		delete(links, path)
+		if err := dynamic(ctx, agnhost, path, program); err != nil {
+			return nil, err
+		}
+	}
+	nnp := maps.Clone(base)
+	nnp["nnp"] = filepath.Join(c.Bin, "web")
+	return []image{
+		{refs: []string{"registry.k8s.io/pause:3.10.2"}, files: map[string]string{"pause": c.tool("pause")}, entrypoint: []string{"/pause"}, user: "65535:65535"},
+		{refs: []string{testImages + "busybox:1.37.0-2", testImages + "busybox:1.36.1-1"}, files: base, links: plain, texts: texts, cmd: []string{"sh"}},
+		{refs: []string{AgnhostImage, testImages + "agnhost:2.55"}, files: agnhost, links: links, texts: texts, entrypoint: []string{"/agnhost"}, cmd: []string{"pause"}},
+		{
+			refs:  []string{testImages + "nginx:1.27.0-2", testImages + "nginx:1.28.0-2"},
+			files: base, links: links, texts: texts, cmd: []string{"/bin/httpd", "-f", "-p", "80", "-h", "/www"},
+		},
+		{refs: []string{testImages + "nonroot:1.5"}, files: base, links: links, texts: texts, entrypoint: []string{"id", "-u"}, user: "1234"},
+		{refs: []string{testImages + "nonewprivs:1.4"}, files: nnp, links: links, texts: texts, setuid: []string{"nnp"}, entrypoint: []string{"/nnp"}, user: "1000"},
+	}, nil
+}
+
+// dynamic adds a program of the machine to an image, with the libraries that it is linked with.
+func dynamic(ctx context.Context, files map[string]string, path, program string) error {
+	out, err := exec.CommandContext(ctx, "ldd", program).Output()
+	if err != nil {
+		return fmt.Errorf("libraries of %s: %w", program, err)
+	}
+	files[path] = program
+	for line := range strings.Lines(string(out)) {
+		for field := range strings.FieldsSeq(line) {
+			if !strings.HasPrefix(field, "/") {
+				continue
+			}
+			real, err := filepath.EvalSymlinks(field)
+			if err != nil {
+				return err
+			}
+			files[strings.TrimPrefix(field, "/")] = real
+		}
+	}
+	return nil
+}
+
+// ConformanceRun says which of Kubernetes' own tests to run.
+type ConformanceRun struct {
+	// Focus and Skip are regular expressions on the tests' names.
+	Focus, Skip string
+	// Procs is how many run at once.
+	Procs int
+	// Report is a directory for the JUnit report.
+	Report string
+}
+
+// RunConformance runs Kubernetes' own tests beside the control plane, from where they reach
+// nodes and pods, and writes what they say to out.
+func (c *Cluster) RunConformance(ctx context.Context, r ConformanceRun, out io.Writer) error {
+	for _, p := range []string{"ginkgo", "e2e.test"} {
+		if _, err := os.Stat(c.tool(p)); err != nil {
+			return fmt.Errorf("%w (make deps ONLY='ginkgo e2e.test')", err)
+		}
+	}
+	inside, err := c.pki.kubeconfig("admin-inside", controlURL, "admin", "system:masters")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(r.Report, 0o755); err != nil {
+		return err
+	}
+	cmd := c.Control.Command(ctx, c.tool("ginkgo"), fmt.Sprintf("--procs=%d", max(1, r.Procs)), "--no-color", "--silence-skips",
+		"--timeout=2h", "--focus="+r.Focus, "--skip="+r.Skip, c.tool("e2e.test"), "--",
+		"--provider=local", "--kubeconfig="+inside, "--report-dir="+r.Report, "--minStartupPods=0",
+		"--dump-logs-on-failure=false", "--disable-log-dump=true")
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+inside, "TMPDIR="+c.dir, "HOME="+c.dir,
+		"PATH="+c.Tools+":"+os.Getenv("PATH"))
+	cmd.Dir, cmd.Stdout, cmd.Stderr = r.Report, out, out
+	if err := c.Control.Start(cmd); err != nil {
+		return err
+	}
+	if err := cmd.Wait(); err != nil {
+		return errors.Join(errors.New("some of the tests failed, see "+r.Report), err)
+	}
+	return nil
+}
