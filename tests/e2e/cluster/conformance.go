@@ -61,11 +61,11 @@ func dynamic(ctx context.Context, files map[string]string, path, program string)
 			if !strings.HasPrefix(field, "/") {
 				continue
 			}
-			real, err := filepath.EvalSymlinks(field)
+			file, err := filepath.EvalSymlinks(field)
 			if err != nil {
 				return err
 			}
-			files[strings.TrimPrefix(field, "/")] = real
+			files[strings.TrimPrefix(field, "/")] = file
 		}
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,7 +29,7 @@ func detach(ctx context.Context, args []string, o *options) error {
 		return err
 	}
 	argv := slices.DeleteFunc(slices.Clone(args), func(a string) bool { return a == "--detach" || a == "-detach" })
-	log := filepath.Join(os.TempDir(), "nodeagent-cluster-"+o.Name+".log")
+	log := logPath(o)
 	f, err := os.Create(log)
 	if err != nil {
 		return err
@@ -52,6 +53,11 @@ func detach(ctx context.Context, args []string, o *options) error {
 	}
 	fmt.Fprintln(os.Stderr, "Its log is", log)
 	return nil
+}
+
+// logPath is the log of a detached owner; down removes it.
+func logPath(o *options) string {
+	return filepath.Join(os.TempDir(), "nodeagent-cluster-"+o.Name+".log")
 }
 
 func follow(ctx context.Context, r *bufio.Reader, ended <-chan error, o *options) error {
@@ -103,5 +109,11 @@ func down(ctx context.Context, o *options) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, 4*time.Minute, errors.New("gave up after 4 minutes"))
 	defer cancel()
 	p := cluster.NewProgress(os.Stderr)
-	return p.Step("stop cluster "+o.Name, func() error { return cluster.Stop(ctx, o.Base, o.Name) })
+	if err := p.Step("stop cluster "+o.Name, func() error { return cluster.Stop(ctx, o.Base, o.Name) }); err != nil {
+		return fmt.Errorf("%w (its log is %s)", err, logPath(o))
+	}
+	if err := os.Remove(logPath(o)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
