@@ -46,7 +46,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	netnstest.Main(m)
+	netnstest.Main(m, removeBin)
 }
 
 // agentMain serves until its standard input ends.

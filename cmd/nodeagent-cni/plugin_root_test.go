@@ -28,7 +28,7 @@ import (
 
 // binDir holds the program under test, built once.
 var binDir = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "nodeagent-cni-")
+	dir, err := os.MkdirTemp("", binPrefix)
 	if err != nil {
 		return "", err
 	}
@@ -38,6 +38,18 @@ var binDir = sync.OnceValues(func() (string, error) {
 	}
 	return dir, nil
 })
+
+// removeBin removes what binDir made, if anything.
+func removeBin() error {
+	made, err := filepath.Glob(filepath.Join(os.TempDir(), binPrefix+"*"))
+	for _, dir := range made {
+		err = errors.Join(err, os.RemoveAll(dir))
+	}
+	return err
+}
+
+// binPrefix begins the name of this process's binDir.
+var binPrefix = fmt.Sprintf("nodeagent-cni-%d-", os.Getpid())
 
 // node is a daemon's network with its API, in a namespace of its own.
 type node struct {

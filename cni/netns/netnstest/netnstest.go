@@ -16,11 +16,18 @@ import (
 	"github.com/nodeagent/nodeagent/cni/netns"
 )
 
-// Main runs a package's tests and ends the process. It fails those that leave
+// Main runs a package's tests, then what is to be done after them, and ends the
+// process. It fails those that leave
 // goroutines, mounted namespaces, threads in foreign namespaces, or open
 // namespaces behind.
-func Main(m *testing.M) {
+func Main(m *testing.M, after ...func() error) {
 	code := m.Run()
+	for _, f := range after {
+		if err := f(); err != nil {
+			_, _ = fmt.Fprintln(os.Stderr, "after the tests:", err)
+			code = 1
+		}
+	}
 	if code == 0 {
 		code = look()
 	}
