@@ -69,7 +69,7 @@ func (h *health) serve(s *healthServer) error {
 	s.http = &http.Server{Handler: s, ReadTimeout: healthTimeout, WriteTimeout: healthTimeout}
 	h.wg.Go(func() {
 		// Serve ends with an error by its nature: Close.
-		_ = s.http.Serve(l) //nolint:errcheck // said above
+		_ = s.http.Serve(l)
 	})
 	return nil
 }
@@ -99,5 +99,5 @@ func (s *healthServer) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 		"localEndpoints":      local,
 		"serviceProxyHealthy": true,
 	}
-	_ = json.NewEncoder(w).Encode(body) //nolint:errcheck // the client is gone
+	_ = json.NewEncoder(w).Encode(body) // an error means that the client is gone
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -217,15 +218,20 @@ func TestRootUDPLeaves(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close() //nolint:errcheck // the test is over
+	// An answer that is under way when its flow is forgotten is lost, as UDP may
+	// be: who asks has to ask again.
 	ask := func() string {
 		t.Helper()
 		var name string
-		conn.SetDeadline(time.Now().Add(dialTimeout)) //nolint:errcheck // a socket has deadlines
+		conn.SetDeadline(time.Now().Add(time.Second / 2)) //nolint:errcheck // a socket has deadlines
 		if _, err := conn.Write([]byte("hello")); err != nil {
 			t.Fatal(err)
 		}
 		buf := make([]byte, 256)
 		n, err := conn.Read(buf)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return ""
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
