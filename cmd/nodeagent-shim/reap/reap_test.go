@@ -50,7 +50,7 @@ func commands(ctx context.Context, t *testing.T, r *reap.Reaper) {
 	}
 	short, stop := context.WithCancel(ctx)
 	stop()
-	if _, err := r.Do(short, sh("sleep 1000")); err == nil {
+	if _, err := r.Do(short, sh("exec sleep 1000")); err == nil {
 		t.Error("outlived its context")
 	}
 }
