@@ -273,6 +273,34 @@ func TestRootLostData(t *testing.T) {
 	w.ok(w.m.Unstage(ctx, v.ID, w.path("stage-a")))
 }
 
+// Damage that the checker will not repair by itself is not mounted over.
+func TestRootDamagedFilesystem(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld(t, "", 0)
+	v := w.create("a")
+	w.write(w.use(v.ID, "a"), "1")
+	w.release(v.ID, "a")
+	img := must[*os.File](t)(os.OpenFile(filepath.Join(w.cfg.Pools[0].Path, dirVolumes, v.ID, "data.img"), os.O_RDWR, 0))
+	good := make([]byte, 4096)
+	must[int](t)(img.ReadAt(good, 4096))
+	must[int](t)(img.WriteAt([]byte(strings.Repeat("\xa5", 4096)), 4096)) // the group descriptors
+	w.ok(img.Sync())
+	req := StageRequest{ID: v.ID, Path: w.path("stage-a"), Capability: mounted}
+	w.want(w.m.Stage(ctx, req), ErrDamaged)
+	if h := must[[]Condition](t)(w.m.Health(ctx, v.ID)); len(h) != 1 || h[0].Reason != "StageFailed" || h[0].Type != DataLoss {
+		t.Errorf("health: %+v", h)
+	}
+	must[int](t)(img.WriteAt(good, 4096))
+	w.ok(img.Sync())
+	w.ok(img.Close())
+	w.ok(w.m.Stage(ctx, req))
+	w.read(req.Path, "1")
+	if h := must[[]Condition](t)(w.m.Health(ctx, v.ID)); len(h) != 0 {
+		t.Errorf("health after the repair: %+v", h)
+	}
+	w.ok(w.m.Unstage(ctx, v.ID, req.Path))
+}
+
 // A raw volume's loop device freed by somebody else is missed, said, and made anew.
 func TestRootLostLoop(t *testing.T) {
 	ctx := context.Background()

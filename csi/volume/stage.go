@@ -271,8 +271,14 @@ func (m *Manager) prepare(ctx context.Context, o *object, req StageRequest, att 
 	if _, mounted := m.mountedAt(ctx, o, st); mounted {
 		return nil // a second staging path of a live file system: nothing to check
 	}
-	if err := mount.CheckFS(ctx, att.Path, rec.FSType); err != nil {
+	switch err := mount.CheckFS(ctx, att.Path, rec.FSType); {
+	case errors.Is(err, mount.ErrCorrupt):
 		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	case errors.Is(err, mount.ErrNotSupported):
+		// No checker installed: the kernel replays the journal by itself.
+		m.log.WarnContext(ctx, "file system not checked before mounting", "volume", rec.ID, "err", err)
+	case err != nil:
+		return err
 	}
 	return m.resizeOffline(ctx, o, att)
 }
