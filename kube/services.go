@@ -115,44 +115,58 @@ func (t *serviceTopic) settle(pending map[string]*pendingChange, start time.Time
 func (t *serviceTopic) replace(ctx context.Context) ([]string, bool, error) {
 	keys := t.services().ListKeys()
 	slices.Sort(keys)
-	err := t.update(ctx, keys)
-	keep := make([]types.NamespacedName, 0, len(keys))
-	for _, key := range keys {
-		if _, ok, rerr := t.read(key); ok || rerr != nil {
-			keep = append(keep, nameOf(key))
-		}
+	b := t.collect(keys)
+	err := t.tell(ctx, b)
+	// What could not be read or programmed is kept too: pruning takes only what
+	// is not there any more.
+	keep := b.unread
+	for _, o := range b.changed {
+		keep = append(keep, o.Name())
 	}
-	// What could not be programmed is kept too: pruning takes only what is not
-	// there any more.
 	perr := t.sink.PruneServices(ctx, keep)
 	return keys, perr == nil, errors.Join(err, perr)
 }
 
 func (t *serviceTopic) update(ctx context.Context, keys []string) error {
-	pending, start := t.takePending(), time.Now()
-	var changed []service.Object
-	var gone []types.NamespacedName
-	var errs []error
+	return t.tell(ctx, t.collect(keys))
+}
+
+// serviceBatch is the newest state of some keys.
+type serviceBatch struct {
+	pending      map[string]*pendingChange
+	changed      []service.Object
+	gone, unread []types.NamespacedName
+	errs         []error
+}
+
+func (t *serviceTopic) collect(keys []string) serviceBatch {
+	b := serviceBatch{pending: t.takePending(), changed: make([]service.Object, 0, len(keys))}
 	for _, key := range keys {
 		o, ok, err := t.read(key)
 		switch {
 		case err != nil:
-			errs = append(errs, err)
+			b.errs, b.unread = append(b.errs, err), append(b.unread, nameOf(key))
 		case ok:
-			changed = append(changed, o)
+			b.changed = append(b.changed, o)
 		default:
-			gone = append(gone, nameOf(key))
+			b.gone = append(b.gone, nameOf(key))
 		}
 	}
+	return b
+}
+
+// tell hands a batch over and gives account of it.
+func (t *serviceTopic) tell(ctx context.Context, b serviceBatch) error {
+	start, errs := time.Now(), b.errs
 	// What goes comes first: its addresses and ports may be another's now.
-	if len(gone) > 0 {
-		errs = append(errs, t.sink.DeleteServices(ctx, gone))
+	if len(b.gone) > 0 {
+		errs = append(errs, t.sink.DeleteServices(ctx, b.gone))
 	}
-	if len(changed) > 0 {
-		errs = append(errs, t.sink.UpdateServices(ctx, changed))
+	if len(b.changed) > 0 {
+		errs = append(errs, t.sink.UpdateServices(ctx, b.changed))
 	}
 	err := errors.Join(errs...)
-	t.settle(pending, start, err)
+	t.settle(b.pending, start, err)
 	return err
 }
 
