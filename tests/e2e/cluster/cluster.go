@@ -52,6 +52,10 @@ type Config struct {
 	Tools string
 	// Bin holds the programs that this repository builds.
 	Bin string
+	// Dist is a directory that `make package` filled. Then nodes on containerd get
+	// their network, services and volumes from its DaemonSet in mode pod, instead
+	// of from bridge and kube-proxy.
+	Dist string
 	// KubeletExtra is merged into the kubelet's configuration.
 	KubeletExtra map[string]any
 	// AgentExtra is merged into nodeagent's configuration.
@@ -172,6 +176,7 @@ func Up(ctx context.Context, cfg Config) (*Cluster, error) {
 		{"API server", c.startAPIServer},
 		{"controller manager and scheduler", c.startControllers},
 		{"nodes", c.startNodes},
+		{"DaemonSet", c.applyDaemonSet},
 		{"nodes Ready", c.waitReady},
 		{"storage class", c.applyStorage},
 	})

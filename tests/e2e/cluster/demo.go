@@ -30,7 +30,7 @@ var demoStorage string
 func (c *Cluster) Demo(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, 5*time.Minute, errors.New("the demo did not work within 5 minutes"))
 	defer cancel()
-	storage := c.Runtime == RuntimeNodeagent
+	storage := c.hasAgent()
 	steps := []struct {
 		name string
 		do   func(context.Context) error
@@ -57,7 +57,7 @@ func (c *Cluster) Demo(ctx context.Context) error {
 
 func (c *Cluster) applyDemo(ctx context.Context) error {
 	all := demoManifests
-	if c.Runtime == RuntimeNodeagent {
+	if c.hasAgent() {
 		all += "\n---\n" + demoStorage
 	}
 	return c.Apply(ctx, all)
@@ -237,7 +237,7 @@ func (c *Cluster) explain(ctx context.Context) error {
 // tell prints what is where.
 func (c *Cluster) tell(ctx context.Context) error {
 	what := [][]string{{"get", "nodes", "-o", "wide"}, {"-n", demoNamespace, "get", "pods", "-o", "wide"}, {"-n", demoNamespace, "get", "services"}}
-	if c.Runtime == RuntimeNodeagent {
+	if c.hasAgent() {
 		what = append(what, []string{"-n", demoNamespace, "get", "persistentvolumeclaims"})
 	}
 	for _, args := range what {

@@ -207,7 +207,11 @@ func (c *Cluster) startRegistry(ctx context.Context) error {
 		return err
 	}
 	for _, im := range images {
-		if err := c.push(ctx, im); err != nil {
+		img, err := im.build()
+		if err == nil {
+			err = c.push(ctx, img, im.refs...)
+		}
+		if err != nil {
 			return fmt.Errorf("image %s: %w", im.refs[0], err)
 		}
 	}
@@ -215,16 +219,12 @@ func (c *Cluster) startRegistry(ctx context.Context) error {
 }
 
 // push puts an image under all of its names, the host cut off, as the nodes' mirror asks.
-func (c *Cluster) push(ctx context.Context, im image) error {
-	img, err := im.build()
-	if err != nil {
-		return err
-	}
+func (c *Cluster) push(ctx context.Context, img v1.Image, refs ...string) error {
 	transport := http.DefaultTransport.(*http.Transport).Clone() //nolint:errcheck,forcetypeassert // net/http's own
 	transport.DialContext = c.Control.Dial
 	transport.DisableKeepAlives = true
 	defer transport.CloseIdleConnections()
-	for _, r := range im.refs {
+	for _, r := range refs {
 		_, repo, _ := strings.Cut(r, "/")
 		ref, err := name.ParseReference(fmt.Sprintf("%s:%d/%s", controlIP4, registryPort, repo), name.Insecure)
 		if err != nil {

@@ -20,7 +20,7 @@ var storageManifests string
 
 // applyStorage makes the driver and its class known, as nodeagent's packages do.
 func (c *Cluster) applyStorage(ctx context.Context) error {
-	if c.Runtime != RuntimeNodeagent {
+	if !c.hasAgent() {
 		return nil
 	}
 	return c.Apply(ctx, storageManifests)

@@ -98,7 +98,7 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
 [plugins."io.containerd.cri.v1.runtime"]
   restrict_oom_score_adj = true
 [plugins."io.containerd.cri.v1.runtime".cni]
-  bin_dirs = ["TOOLS"]
+  bin_dirs = ["TOOLS", "/opt/cni/bin"]
   conf_dir = "/etc/cni/net.d"
 [plugins."io.containerd.cri.v1.runtime".containerd]
   default_runtime_name = "runc"
@@ -121,7 +121,7 @@ func (n *Node) startContainerd() error {
 	}); err != nil {
 		return err
 	}
-	if n.c.bare {
+	if n.c.bare || n.c.Dist != "" {
 		return nil
 	}
 	return n.startKubeProxy()
@@ -153,7 +153,7 @@ func (n *Node) startKubeProxy() error {
 // finishRuntime does what has to wait for the node's pod ranges: containerd gets a
 // bridge network; nodeagent reads the ranges itself.
 func (n *Node) finishRuntime(cidrs []string) error {
-	if n.kind != RuntimeContainerd {
+	if n.kind != RuntimeContainerd || n.c.Dist != "" {
 		return nil
 	}
 	const path = "/etc/cni/net.d/10-bridge.conflist"

@@ -41,6 +41,7 @@ func parse(command string, args []string) (*options, error) {
 	f.StringVar(&o.Runtime, "runtime", o.Runtime, "nodeagent or containerd")
 	f.StringVar(&o.Base, "base", o.Base, "directory for the clusters' files")
 	f.StringVar(&o.Tools, "tools", o.Tools, "directory with the programs that make deps builds")
+	f.StringVar(&o.Dist, "dist", o.Dist, "directory of make package: its DaemonSet instead of bridge and kube-proxy (with --runtime containerd)")
 	f.StringVar(&o.Bin, "bin", o.Bin, "directory with the programs of this repository")
 	f.BoolVar(&o.detach, "detach", false, "go on in the background when the cluster is up")
 	if command == "conformance" {
