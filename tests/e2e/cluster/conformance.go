@@ -34,6 +34,12 @@ func (c *Cluster) conformanceImages(ctx context.Context, applets map[string]stri
 			return nil, err
 		}
 	}
+	if err := c.pki.issue("localhost", "localhost", nil, []string{"localhost"}); err != nil {
+		return nil, err
+	}
+	for _, f := range []string{"localhost.crt", "localhost.key"} { // agnhost's porter serves TLS with them
+		agnhost[f] = c.pki.path(f)
+	}
 	nnp := maps.Clone(base)
 	nnp["nnp"] = filepath.Join(c.Bin, "web")
 	return []image{
