@@ -5,12 +5,12 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
 
 	csipb "github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
-	"github.com/nodeagent/nodeagent/api"
 	"github.com/nodeagent/nodeagent/csi"
 	"github.com/nodeagent/nodeagent/kube/storage"
 )
@@ -34,7 +34,7 @@ func (g *graph) addStorage(context.Context) error {
 	}
 	g.storage = s
 	g.add("storage", s.Start, s.Stop)
-	g.routes["GET /v1/volumes"] = api.JSON(listVolumes(s.Volumes()))
+	maps.Copy(g.routes, volumeRoutes(s.Volumes()))
 	g.health.check("storage", func(context.Context) error { return s.Volumes().Ready() })
 	return nil
 }
@@ -53,7 +53,7 @@ func (g *graph) addStorageControllers(context.Context) error {
 	driver := csipb.NewControllerClient(conn)
 	c, err := storage.New(cfg.Controllers, storage.Deps{
 		Log: g.log, Node: g.cfg.Node.Name, Client: g.kube, REST: g.kube.RESTConfig(),
-		Volumes: driver, Snapshots: driver,
+		Volumes: driver, Snapshots: driver, SELinuxMount: g.storage.DriverInfo().SELinuxMount,
 	})
 	if err != nil {
 		return err

@@ -4,7 +4,7 @@ package main
 
 import (
 	"net/http"
-	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -32,14 +32,22 @@ type poolView struct {
 
 // volumeView is one volume or snapshot; sizes are in bytes.
 type volumeView struct {
-	ID         string    `json:"id"`
-	Name       string    `json:"name"`
-	Pool       string    `json:"pool"`
-	Bytes      int64     `json:"bytes"`
-	FSType     string    `json:"fsType,omitempty"`
-	Created    time.Time `json:"created"`
-	Source     string    `json:"source,omitempty"`
-	Conditions []string  `json:"conditions,omitempty"`
+	ID   string `json:"id"`
+	Name string `json:"name"`
+	Pool string `json:"pool"`
+	// Bytes is the size that was asked for, Allocated what it occupies now, and
+	// Debt what it may still ask of the pool.
+	Bytes     int64     `json:"bytes"`
+	Allocated int64     `json:"allocated,omitempty"`
+	Debt      int64     `json:"debt,omitempty"`
+	FSType    string    `json:"fsType,omitempty"`
+	Created   time.Time `json:"created"`
+	Source    string    `json:"source,omitempty"`
+	Snapshots int       `json:"snapshots,omitempty"`
+	// Pods are the uids of the pods that have it.
+	Pods       []string `json:"pods,omitempty"`
+	Staged     bool     `json:"staged,omitempty"`
+	Conditions []string `json:"conditions,omitempty"`
 }
 
 // listVolumes answers GET /v1/volumes.
@@ -53,12 +61,14 @@ func listVolumes(m *volume.Manager) func(*http.Request) (volumesView, error) {
 			}
 			v.Pools = append(v.Pools, view)
 		}
-		for _, vol := range m.List() {
-			view := viewVolume(vol)
-			if conds, err := m.Health(r.Context(), vol.ID); err == nil {
-				for _, c := range conds {
-					view.Conditions = append(view.Conditions, c.Reason)
-				}
+		for _, d := range m.Describe(r.Context()) {
+			view := viewVolume(d.Volume)
+			view.Allocated, view.Debt, view.Snapshots, view.Staged = d.Allocated, d.Debt, d.Snapshots, len(d.Staged) > 0
+			for _, t := range d.Targets {
+				view.Pods = append(view.Pods, t.PodUID)
+			}
+			for _, c := range d.Conditions {
+				view.Conditions = append(view.Conditions, c.Reason)
 			}
 			v.Volumes = append(v.Volumes, view)
 		}
@@ -86,21 +96,42 @@ func viewVolume(v volume.Volume) volumeView {
 }
 
 func volumesCommand() *cobra.Command {
-	return showCommand("volumes", "Show pools, volumes and snapshots", "/v1/volumes", func(v volumesView) *table {
-		t := &table{header: []string{"POOL", "BACKEND", "AVAILABLE", "PATH", "ERROR"}}
-		for _, p := range v.Pools {
-			t.add(p.Name, p.Backend, units.BytesSize(float64(p.Available)), p.Path, p.Error)
-		}
-		t.add()
-		t.add("VOLUME", "POOL", "SIZE", "TYPE", "AGE", "NAME", "CONDITIONS")
-		all := append(slices.Clone(v.Volumes), v.Snapshots...)
-		for _, o := range all {
-			kind := o.FSType
-			if kind == "" {
-				kind = "snapshot"
-			}
-			t.add(o.ID, o.Pool, units.BytesSize(float64(o.Bytes)), kind, age(o.Created), o.Name, strings.Join(o.Conditions, ","))
-		}
+	cmd := showCommand("volumes", "Show pools, volumes and snapshots; check, export and import them", "/v1/volumes", volumesTable)
+	cmd.AddCommand(fsckCommand(), exportCommand(), importCommand())
+	return cmd
+}
+
+func volumesTable(v volumesView) *table {
+	size := func(n int64) string { return units.BytesSize(float64(n)) }
+	t := &table{header: []string{"POOL", "BACKEND", "AVAILABLE", "PATH", "ERROR"}}
+	for _, p := range v.Pools {
+		t.add(p.Name, p.Backend, size(p.Available), p.Path, p.Error)
+	}
+	t.add()
+	t.add("VOLUME", "POOL", "SIZE", "OCCUPIES", "TYPE", "AGE", "SNAPSHOTS", "USED BY", "NAME", "CONDITIONS")
+	for _, o := range v.Volumes {
+		t.add(o.ID, o.Pool, size(o.Bytes), size(o.Allocated), o.FSType, age(o.Created), strconv.Itoa(o.Snapshots),
+			usedBy(o), o.Name, strings.Join(o.Conditions, ","))
+	}
+	if len(v.Snapshots) == 0 {
 		return t
-	})
+	}
+	t.add()
+	t.add("SNAPSHOT", "POOL", "SIZE", "AGE", "OF", "NAME")
+	for _, o := range v.Snapshots {
+		t.add(o.ID, o.Pool, size(o.Bytes), age(o.Created), o.Source, o.Name)
+	}
+	return t
+}
+
+// usedBy says how far a volume is on its way to a pod.
+func usedBy(v volumeView) string {
+	switch {
+	case len(v.Pods) > 0:
+		return strings.Join(v.Pods, ",")
+	case v.Staged:
+		return "staged"
+	default:
+		return "-"
+	}
 }

@@ -98,8 +98,9 @@ func (c *cluster) run(cfg Config) *Controllers {
 	rest, err := clientcmd.BuildConfigFromFlags("", path)
 	c.must(err)
 	s, err := New(cfg, Deps{
-		Log:  slog.New(slog.NewTextHandler(c.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
-		Node: "me", Client: c.Interface, REST: rest, Volumes: c.fake, Snapshots: c.fake,
+		SELinuxMount: true,
+		Log:          slog.New(slog.NewTextHandler(c.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Node:         "me", Client: c.Interface, REST: rest, Volumes: c.fake, Snapshots: c.fake,
 	})
 	c.must(err)
 	c.must(s.Start(c.t.Context()))

@@ -33,6 +33,8 @@ type Deps struct {
 	Client kubernetes.Interface
 	// REST is the same connection, for kinds that are not built in.
 	REST *rest.Config
+	// SELinuxMount says that every volume is a file system of its own.
+	SELinuxMount bool
 	// Volumes and Snapshots are the driver.
 	Volumes   Volumes
 	Snapshots Snapshots

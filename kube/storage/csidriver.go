@@ -20,9 +20,9 @@ const driverPeriod = 5 * time.Minute
 
 // DriverObject is the CSIDriver object that the driver needs. Attaching is
 // nothing on a local volume; pod information is how inline volumes are told
-// from others; each volume is a file system of its own, so the kubelet may mount
-// it with an SELinux context.
-func DriverObject(name string) *storagev1.CSIDriver {
+// from others. seLinuxMount: each volume is a file system of its own, so the
+// kubelet may mount it with an SELinux context.
+func DriverObject(name string, seLinuxMount bool) *storagev1.CSIDriver {
 	return &storagev1.CSIDriver{
 		ObjectMeta: metav1.ObjectMeta{
 			Name:   name,
@@ -33,7 +33,7 @@ func DriverObject(name string) *storagev1.CSIDriver {
 			PodInfoOnMount:    new(true),
 			StorageCapacity:   new(true),
 			RequiresRepublish: new(false),
-			SELinuxMount:      new(true),
+			SELinuxMount:      new(seLinuxMount),
 			FSGroupPolicy:     new(storagev1.FileFSGroupPolicy),
 			VolumeLifecycleModes: []storagev1.VolumeLifecycleMode{
 				storagev1.VolumeLifecyclePersistent, storagev1.VolumeLifecycleEphemeral,
@@ -60,7 +60,7 @@ func (c *Controllers) keepDriverObject(ctx context.Context) {
 }
 
 func (c *Controllers) ensureDriverObject(ctx context.Context) error {
-	want := DriverObject(c.cfg.Driver)
+	want := DriverObject(c.cfg.Driver, c.deps.SELinuxMount)
 	api := c.client.StorageV1().CSIDrivers()
 	have, err := api.Get(ctx, want.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {

@@ -212,7 +212,7 @@ func TestCapacityFollows(t *testing.T) {
 func TestDriverObject(t *testing.T) {
 	c := newCluster(t, wait)
 	ctx, api := t.Context(), c.StorageV1().CSIDrivers()
-	other := DriverObject(c.driver)
+	other := DriverObject(c.driver, true)
 	other.Spec.AttachRequired = new(true)
 	_, err := api.Create(ctx, other, metav1.CreateOptions{})
 	c.must(err)
