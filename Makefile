@@ -23,12 +23,12 @@ deps: ## install Debian packages and build containerd, runc, Kubernetes and the 
 	@tools/deps.sh $(ONLY)
 
 .PHONY: generate
-generate: ## regenerate what is generated from the BPF C programs
-	go generate ./bpf/...
+generate: ## regenerate what is made from C: the BPF programs and the sandbox init
+	go generate ./bpf/... ./cri/sandbox/...
 
 .PHONY: check-generate
 check-generate: generate ## fail when generated files are not those that are committed
-	git diff --exit-code -- bpf
+	git diff --exit-code -- bpf cri/sandbox
 
 .PHONY: build
 build: ## build the programs into bin/
@@ -51,6 +51,7 @@ test: deps check-generate lint test-unit test-root test-e2e ## run every test, a
 .PHONY: test-unit
 test-unit: ## run the tests that need no root
 	NODEAGENT_SKIP_ROOT=1 go test ./...
+	cd tests/oracle && go test ./...
 
 .PHONY: test-root
 test-root: ## run the tests that need root, each in namespaces of its own

@@ -5,9 +5,12 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"strings"
+
+	"tags.cncf.io/container-device-interface/pkg/cdi"
 
 	"github.com/nodeagent/nodeagent/api"
 	"github.com/nodeagent/nodeagent/cni"
@@ -25,8 +28,12 @@ func (g *graph) addCRI(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	devices, err := cdi.NewCache() // of /etc/cdi and /var/run/cdi, read when a container asks
+	if err != nil {
+		return fmt.Errorf("read CDI specifications: %w", err)
+	}
 	s, err := cri.New(ctx, cfg.Config, cri.Deps{
-		DB: g.db, Containerd: g.containerd, Network: network, Log: g.log,
+		DB: g.db, Containerd: g.containerd, Network: network, Log: g.log, CDI: devices,
 		Metrics: g.health.registry, Version: strings.TrimPrefix(version, "v"),
 	})
 	if err != nil {
