@@ -31,7 +31,7 @@ const (
 // serve is the shim: it runs until containerd asks it to end and no container is left.
 func serve(ctx context.Context, f flags) error {
 	debug.SetGCPercent(gcPercent)
-	if err := reap.Subreaper(); err != nil {
+	if err := errors.Join(reap.DefaultSignals(), reap.Subreaper()); err != nil {
 		return err
 	}
 	// Only containerd's Shutdown ends a shim; what a service manager or a terminal sends is meant for others. The signals are

@@ -40,6 +40,12 @@ func statusCommand() *cobra.Command {
 			}
 			t.add(c.Part+":", state)
 		}
+		if k := s.Kubernetes; k != nil {
+			t.add("kubernetes:", "follows "+k.Source.From)
+			for _, f := range k.Source.Faults {
+				t.add("", "but: "+f)
+			}
+		}
 		if err := render(cmd.OutOrStdout(), *format, s, t); err != nil {
 			return err
 		}

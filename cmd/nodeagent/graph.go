@@ -37,7 +37,8 @@ type graph struct {
 	network *cni.Network
 	storage *csi.Server
 	// kube is nil without an API server.
-	kube *kube.Client
+	kube    *kube.Client
+	watcher *kube.Watcher
 	// controllers is nil without an API server or without storage.
 	controllers *storage.Controllers
 }
@@ -95,10 +96,15 @@ func (g *graph) runPath(elem ...string) string {
 
 func (g *graph) addAPI(context.Context) error {
 	g.routes["GET /v1/status"] = api.JSON(func(r *http.Request) (status, error) {
-		return status{
+		st := status{
 			Version: version, Node: g.cfg.Node.Name, PID: os.Getpid(),
 			Started: g.begin, Conditions: g.health.conditions(r.Context()),
-		}, nil
+		}
+		if g.watcher != nil {
+			ks := g.watcher.Status()
+			st.Kubernetes = &ks
+		}
+		return st, nil
 	})
 	// curl --unix-socket /run/nodeagent/api.sock http://n/debug/pprof/heap
 	g.routes["GET /debug/pprof/"] = http.HandlerFunc(pprof.Index)
@@ -122,4 +128,7 @@ type status struct {
 	PID        int         `json:"pid"`
 	Started    time.Time   `json:"started"`
 	Conditions []condition `json:"conditions"`
+	// Kubernetes is how the watch goes; nil without one. An API server that is
+	// away is no fault of the daemon: everything goes on as it last said.
+	Kubernetes *kube.Status `json:"kubernetes,omitempty"`
 }

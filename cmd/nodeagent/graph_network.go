@@ -103,6 +103,7 @@ func (g *graph) addKubernetes(context.Context) error {
 	if err != nil {
 		return err
 	}
+	g.watcher = w
 	g.add("kubernetes watcher", w.Start, w.Stop)
 	return nil
 }
