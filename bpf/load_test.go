@@ -3,8 +3,10 @@
 package bpf
 
 import (
+	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -53,7 +55,10 @@ func load(tb testing.TB, mask uint) *DatapathObjects {
 	}
 	var objs DatapathObjects
 	if err := spec.LoadAndAssign(&objs, nil); err != nil {
-		tb.Fatalf("%+v", err)
+		if refused, ok := errors.AsType[*ebpf.VerifierError](err); ok {
+			tb.Logf("%+v", refused)
+		}
+		tb.Fatal(err)
 	}
 	tb.Cleanup(func() {
 		if err := objs.Close(); err != nil {
@@ -63,10 +68,22 @@ func load(tb testing.TB, mask uint) *DatapathObjects {
 	return &objs
 }
 
+// golden is the file of what the verifier of the running kernel walks: each
+// version of it counts in its own way.
+func golden(t *testing.T) string {
+	t.Helper()
+	release, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := strings.SplitN(string(release), ".", 3)
+	return "testdata/verified-" + strings.Join(n[:2], ".") + ".txt"
+}
+
 // TestRootLoad loads every program under every combination of its booleans,
-// and compares how many instructions the verifier walks with what was accepted.
+// and compares how many instructions the verifier walks with what was accepted,
+// where the kernel is one that this is recorded for.
 func TestRootLoad(t *testing.T) {
-	const golden = "testdata/verified.txt"
 	var lines []string
 	for mask := range uint(1) << len(booleans) {
 		objs := load(t, mask)
@@ -91,12 +108,17 @@ func TestRootLoad(t *testing.T) {
 	}
 	slices.Sort(lines)
 	got := strings.Join(lines, "\n") + "\n"
+	file := golden(t)
 	if *update {
-		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
-	want, err := os.ReadFile(golden)
+	want, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		t.Logf("nothing to compare with: no %s", file)
+		return
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,9 +28,12 @@ struct {
 	__uint(max_entries, 4096);
 } eps SEC(".maps");
 
+/* The key is a copy: memory of a global function's argument may be one only since Linux 6.2. */
 static __always_inline struct endpoint *endpoint_find(const struct addr *a)
 {
-	return bpf_map_lookup_elem(&eps, a);
+	struct addr key = *a;
+
+	return bpf_map_lookup_elem(&eps, &key);
 }
 
 static __always_inline bool endpoint_is_host(const struct endpoint *ep)

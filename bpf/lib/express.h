@@ -14,6 +14,7 @@
 #include "conntrack.h"
 #include "proto.h"
 #include "types.h"
+#include "verifier.h"
 
 #define IP4_PLAIN 0x45 /* version 4, no options */
 
@@ -56,8 +57,11 @@ static __always_inline bool express_l4(struct __sk_buff *skb, struct tuple *t, v
 	return !(tcp->flags & (TCP_SYN | TCP_FIN | TCP_RST));
 }
 
-/* The link that the packet goes to at once; 0: it has to take the long way. */
-static __always_inline __u32 express(struct __sk_buff *skb)
+/*
+ * The link that the packet goes to at once; 0: it has to take the long way,
+ * which needs the stack that this would hold if it were inlined.
+ */
+static __noinline __u32 express(struct __sk_buff *skb)
 {
 	struct tuple t, key;
 	struct ct_value *v;
@@ -72,13 +76,13 @@ static __always_inline __u32 express(struct __sk_buff *skb)
 	v = bpf_map_lookup_elem(&ct, &key);
 	if (!v || v->epoch != epoch)
 		return 0;
-	dir ^= v->flags & CT_SWAPPED;
+	dir = opaque(dir ^ (v->flags & CT_SWAPPED)) & 1;
 	if ((v->flags & (CT_ORIG | CT_REPLY | CT_CLOSING)) != (CT_ORIG | CT_REPLY))
 		return 0;
-	if (v->lane[dir & 1].from != skb->ifindex)
+	if (v->lane[dir].from != skb->ifindex)
 		return 0;
 	now = ticks();
 	if (v->seen != now)
 		v->seen = now;
-	return v->lane[dir & 1].to;
+	return v->lane[dir].to;
 }

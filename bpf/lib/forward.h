@@ -25,8 +25,11 @@ static __always_inline bool translated(const struct pkt *pkt)
 	       pkt->t.dport != pkt->n.dport || pkt->t.sport != pkt->n.sport;
 }
 
-/* The interface by which the kernel would send it; 0 when it would not. */
-static __always_inline __u32 fib_oif(struct __sk_buff *skb, const struct pkt *pkt)
+/*
+ * The interface by which the kernel would send it; 0 when it would not. Not
+ * inlined: forward's own frame is on the longest chain of calls.
+ */
+static __noinline __u32 fib_oif(struct __sk_buff *skb, const struct pkt *pkt)
 {
 	struct bpf_fib_lookup fib = { .ifindex = skb->ifindex };
 	long ret;

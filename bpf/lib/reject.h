@@ -15,6 +15,7 @@
 #include "pkt.h"
 #include "proto.h"
 #include "reason.h"
+#include "verifier.h"
 
 #define REJECT_TTL    64
 #define REJECT_QUOTE4 (IP4_LEN + TCP_LEN)
@@ -43,10 +44,7 @@ static __always_inline __u32 reject_quote(const struct __sk_buff *skb, __u32 mos
 {
 	__u32 len = skb->len - ETH_LEN;
 
-	len = (len > most ? most : len) & ~3U;
-	/* One value for the compiler: the verifier follows the checks on it. */
-	asm volatile("" : "+r"(len));
-	return len;
+	return opaque((len > most ? most : len) & ~3U);
 }
 
 /* Room for the new headers, and no more quotation than is wanted. */
@@ -66,7 +64,10 @@ static __always_inline int reject_ip4(struct __sk_buff *skb, const struct pkt *p
 	__u32 len = reject_quote(skb, REJECT_QUOTE4);
 	__s64 sum;
 
-	if (pkt->l4 != ETH_LEN + IP4_LEN || len < IP4_LEN + UDP_LEN || len > REJECT_QUOTE4)
+	if (pkt->l4 != ETH_LEN + IP4_LEN || len < IP4_LEN + UDP_LEN)
+		return -DROP_NO_REJECT;
+	len = opaque(len);
+	if (len > REJECT_QUOTE4)
 		return -DROP_NO_REJECT;
 	if (reject_room(skb, sizeof(h), len))
 		return -DROP_NO_REJECT;
@@ -96,7 +97,10 @@ static __always_inline int reject_ip6(struct __sk_buff *skb, const struct pkt *p
 	__be32 pseudo[2];
 	__s64 sum;
 
-	if (len < IP6_LEN + UDP_LEN || len > REJECT_QUOTE6)
+	if (len < IP6_LEN + UDP_LEN)
+		return -DROP_NO_REJECT;
+	len = opaque(len);
+	if (len > REJECT_QUOTE6)
 		return -DROP_NO_REJECT;
 	if (reject_room(skb, sizeof(h), len))
 		return -DROP_NO_REJECT;
