@@ -62,6 +62,11 @@ test-e2e: build ## run the black-box tests on a real one-node cluster (root)
 	@$(HARNESS)
 	cd tests/e2e && go test -timeout 20m $(if $(RUN),-run '$(RUN)') -v ./...
 
+.PHONY: test-kernels
+test-kernels: ## run the data path's root tests on Linux 6.1, the oldest we promise, in an emulated machine (KERNELS="6.1 6.12" RUN= VERBOSE=1)
+	@tools/deps.sh --emulator
+	@RUN='$(RUN)' tests/kernels/run.sh $(KERNELS)
+
 .PHONY: e2e-conformance
 e2e-conformance: deps build ## run Kubernetes' own tests of node, network and storage (FOCUS= SKIP= PROCS=)
 	@tools/deps.sh ginkgo e2e.test

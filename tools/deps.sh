@@ -7,6 +7,7 @@
 #
 #   tools/deps.sh [component...]      all of the default components without arguments
 #   tools/deps.sh --list              what there is, and whether it is made
+#   tools/deps.sh --emulator          only the Debian packages of `make test-kernels`
 #
 # Each component goes to a directory of its own in the cache, named by its version and
 # a hash of its recipe, and cache/bin holds links to them: an unchanged component is never built twice,
@@ -23,6 +24,9 @@ packages=(
   dosfstools e2fsprogs erofs-utils ethtool fio gcc git iproute2 iptables kmod libbpf-dev libc6-dev libelf-dev
   libseccomp-dev linux-libc-dev lld-19 llvm-19 make netcat-openbsd nftables pkg-config procps socat util-linux xfsprogs
 )
+
+# Not installed unless asked for by name: for one target.
+emulator=(bash-static busybox-static iproute2 kmod qemu-system-x86 util-linux)
 
 # component | module directory | module that carries the version | programs it makes
 components='
@@ -207,11 +211,13 @@ main() {
   local c known
   known=" $(names | tr '\n' ' ') "
   for c in "$@"; do
+    [ "$*" = --emulator ] && break
     case $known in *" $c "*) ;; *) say "no component $c; there are:$known"; exit 2 ;; esac
   done
   mkdir -p "$cache/bin" "$cache/log" || { say "cannot write to $cache: run as root, or set NODEAGENT_CACHE"; exit 1; }
   exec 9>"$cache/.lock"
   flock -n 9 || { say "another run holds $cache/.lock; waiting for it"; flock 9; }
+  [ "${1:-}" = --emulator ] && { packages=("${emulator[@]}"); debian; exit; }
 
   local todo=() wanted=("$@") v d i=0 built=0
   if [ $# = 0 ]; then

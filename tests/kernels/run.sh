@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Boots kernels of Debian, the oldest that nodeagent promises first, in an emulated
+# machine and runs the data path's root tests in each: run.sh [kernel...], 6.1 without arguments.
+#
+# Environment: NODEAGENT_CACHE keeps the kernels; ROOMS and RUN narrow the tests (packages; go test's
+# -run), TIMEOUT is how many seconds one machine gets (600), VERBOSE=1 shows passing tests and the kernel's log, too.
+set -euo pipefail
+
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+cache=${NODEAGENT_CACHE:-/var/cache/nodeagent}/kernels
+modules=(veth bridge sch_ingress cls_bpf vxlan)
+programs=(ip tc nsenter modprobe)
+rooms=(${ROOMS:-bpf dataplane dataplane/attach})
+
+say() { printf '%s\n' "kernels: $*" >&2; }
+
+# Prints the directory of a kernel's newest package, which is downloaded but not installed.
+fetch() { # kernel
+  local package dir
+  package=$(apt-cache pkgnames "linux-image-$1." | grep -- '-cloud-amd64$' | sort -V | tail -n 1)
+  dir=$(find "$cache" -mindepth 1 -maxdepth 1 -name "linux-image-$1.*-cloud-amd64" | sort -V | tail -n 1)
+  if [ -n "$package" ] && [ ! -d "$cache/$package" ]; then
+    mkdir "$work/deb"
+    if (cd "$work/deb" && apt-get download -q -o APT::Sandbox::User=root "$package" >&2) &&
+      dpkg -x "$work"/deb/*.deb "$work/deb/x" && depmod -b "$work/deb/x" "$(release "$work/deb/x")"; then
+      dir=$cache/$package
+      mv -T "$work/deb/x" "$dir" 2>/dev/null || [ -d "$dir" ] # another run was faster
+    fi
+    rm -rf "$work/deb"
+  elif [ -n "$package" ]; then
+    dir=$cache/$package
+  fi
+  [ -n "$dir" ] || { say "apt knows no linux-image-$1.*-cloud-amd64 (it takes Debian 12 and apt-get update), and $cache has none"; return 1; }
+  echo "$dir"
+}
+
+release() { basename "$1"/lib/modules/*; }
+
+# Fills a directory with what all kernels have in common: programs, their libraries, tests.
+furnish() { # root
+  local p lib room
+  mkdir -p "$1"/{bin,dev,etc,lib,proc,sys,tmp,tests}
+  cp "$(command -v busybox)" "$1/bin/busybox"
+  cp "$(command -v bash-static)" "$1/bin/sh" # for busybox' own prefers its ip, which has no veth
+
+  cp "$top/tests/kernels/init" "$1/init"
+  for p in "${programs[@]}"; do
+    p=$(command -v "$p")
+    cp -L "$p" "$1/bin/"
+    ldd "$p" | grep -o '/[^ ]*' | while read -r lib; do cp -L --parents "$lib" "$1"; done
+  done
+  for room in "${rooms[@]}"; do
+    mkdir -p "$1/tests/$room"
+    (cd "$top" && CGO_ENABLED=0 go test -c -trimpath -ldflags '-s -w' -o "$1/tests/$room/run" "./$room")
+    [ -d "$top/$room/testdata" ] && cp -r "$top/$room/testdata" "$1/tests/$room/"
+    printf '%s\n' "$room" >>"$1/tests/rooms"
+  done
+  printf '%s\n' "${modules[@]}" >"$1/etc/modules"
+}
+
+# Runs the tests on one kernel; fails when one fails, or the machine does not get to the end.
+boot() { # kernel
+  local dir rel root=$work/root-$1 log=$work/log-$1 m f t0=$SECONDS verdict
+  dir=$(fetch "$1") || return 1
+  rel=$(release "$dir")
+  cp -r "$work/root" "$root"
+  for m in "${modules[@]}"; do modprobe -d "$dir" -S "$rel" --show-depends "$m"; done | awk '$1 == "insmod" { print $2 }' | sort -u |
+    while read -r f; do install -D "$f" "$root${f#"$dir"}"; done
+  cp "$dir/lib/modules/$rel"/modules.{dep,dep.bin,alias,alias.bin,builtin,builtin.bin,builtin.modinfo,builtin.alias.bin,symbols.bin,order} \
+    "$root/lib/modules/$rel/"
+  (cd "$root" && find . | busybox cpio -o -H newc 2>/dev/null) | gzip -1 >"$work/initrd-$1"
+  say "$rel: booting"
+  timeout "${TIMEOUT:-600}" qemu-system-x86_64 -accel tcg -cpu max -smp 1 -m 2048 -nodefaults -no-user-config -display none \
+    -no-reboot -serial stdio -kernel "$dir/boot/vmlinuz-$rel" -initrd "$work/initrd-$1" \
+    -append "console=ttyS0 panic=-1 ${VERBOSE:+ignore_loglevel }${VERBOSE:-quiet} tests.run=${RUN:-^TestRoot}" </dev/null |
+    tr -d '\r' | tee "$log" | if [ -n "${VERBOSE:-}" ]; then cat; else grep --line-buffered -avE '^=== |^ *--- PASS|^PASS$'; fi || true
+  verdict=$(sed -n 's/^kernels: exit \([0-9]*\)$/\1/p' "$log")
+  if [ -z "$verdict" ]; then
+    say "$rel: the machine did not finish within ${TIMEOUT:-600} s; the end of what it said:"
+    tail -n 25 "$log" >&2
+    return 1
+  fi
+  say "$rel: $(grep -ac '^--- PASS' "$log") tests passed, $(grep -ac '^--- FAIL' "$log") failed, $(grep -ac '^--- SKIP' "$log") skipped in $((SECONDS - t0)) s"
+  [ "$verdict" = 0 ]
+}
+
+main() {
+  local p failed=0 k
+  for p in qemu-system-x86_64 busybox bash-static modprobe depmod dpkg "${programs[@]}"; do
+    command -v "$p" >/dev/null || { say "no $p: tools/deps.sh --emulator installs it"; exit 1; }
+  done
+  mkdir -p "$cache"
+  work=$(mktemp -d "$cache/.run-XXXXXX")
+  trap 'rm -rf "$work"' EXIT
+  furnish "$work/root"
+  for k in "${@:-6.1}"; do (boot "$k") || failed=1; done
+  exit "$failed"
+}
+
+main "$@"
