@@ -168,7 +168,7 @@ func Up(ctx context.Context, cfg Config) (*Cluster, error) {
 		return nil, err
 	}
 	c := &Cluster{Config: cfg, dir: filepath.Join(cfg.Base, cfg.Name)}
-	return c.up(ctx, []step{
+	steps := []step{
 		{"certificates", c.makePKI},
 		{"network switch", c.startControlBox},
 		{"image registry", c.startRegistry},
@@ -176,10 +176,15 @@ func Up(ctx context.Context, cfg Config) (*Cluster, error) {
 		{"API server", c.startAPIServer},
 		{"controller manager and scheduler", c.startControllers},
 		{"nodes", c.startNodes},
-		{"DaemonSet", c.applyDaemonSet},
-		{"nodes Ready", c.waitReady},
-		{"storage class", c.applyStorage},
-	})
+	}
+	if c.Dist != "" {
+		steps = append(steps, step{"DaemonSet", c.applyDaemonSet})
+	}
+	steps = append(steps, step{"nodes Ready", c.waitReady})
+	if c.hasAgent() {
+		steps = append(steps, step{"storage class", c.applyStorage})
+	}
+	return c.up(ctx, steps)
 }
 
 // step is one thing on the way up.

@@ -22,9 +22,6 @@ func (c *Cluster) hasAgent() bool { return c.Runtime == RuntimeNodeagent || c.Di
 // applyDaemonSet deploys the package in Config.Dist as a person would: the image to
 // a registry, the manifest to the API server.
 func (c *Cluster) applyDaemonSet(ctx context.Context) error {
-	if c.Dist == "" {
-		return nil
-	}
 	manifest, err := os.ReadFile(filepath.Join(c.Dist, "nodeagent-pod.yaml"))
 	if err != nil {
 		return err

@@ -20,9 +20,6 @@ var storageManifests string
 
 // applyStorage makes the driver and its class known, as nodeagent's packages do.
 func (c *Cluster) applyStorage(ctx context.Context) error {
-	if !c.hasAgent() {
-		return nil
-	}
 	return c.Apply(ctx, storageManifests)
 }
 
