@@ -5,9 +5,11 @@ package main
 import (
 	"context"
 	"log/slog"
+	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/nodeagent/nodeagent/api"
 	"github.com/nodeagent/nodeagent/cmd/nodeagent/config"
 	"github.com/nodeagent/nodeagent/cmd/nodeagent/doctor"
 )
@@ -61,11 +63,38 @@ func doctorDaemon(cmd *cobra.Command) []doctor.Finding {
 			out = append(out, doctor.Finding{Check: "daemon: " + c.Part, Level: doctor.Fail, Detail: c.Message})
 		}
 	}
+	return append(out, doctorLeaks(cmd)...)
+}
+
+// doctorLeaks asks the rooms that can compare their records with the kernel:
+// addresses and links, and volumes. A room that is off has nothing to say.
+func doctorLeaks(cmd *cobra.Command) []doctor.Finding {
+	var out []doctor.Finding
+	var net api.VerifyAnswer
+	if err := client(cmd).Get(cmd.Context(), "/v1/ipam/check", &net); err == nil {
+		for _, p := range net.Problems {
+			out = append(out, doctor.Finding{Check: "leaks: network", Level: doctor.Warn, Detail: p.Subject + ": " + strings.Join(p.Faults, "; "), Hint: "reconciliation frees it after two looks"})
+		}
+	}
+	var vols []findingView
+	if err := client(cmd).Post(cmd.Context(), "/v1/volumes/fsck", nil, &vols); err == nil {
+		for _, f := range vols {
+			out = append(out, doctor.Finding{Check: "leaks: volumes", Level: doctor.Warn, Detail: f.Object + ": " + f.Problem, Hint: "nodeagent volumes fsck --repair"})
+		}
+	}
+	if len(out) == 0 {
+		return []doctor.Finding{{Check: "leaks", Level: doctor.OK, Detail: "none"}}
+	}
 	return out
 }
 
 func doctorOptions(cfg *config.Configuration) doctor.Options {
 	o := doctor.Options{Path: cfg.Containerd.Path}
+	if cfg.Storage.Enabled {
+		for _, p := range cfg.Storage.Pools {
+			o.Pools = append(o.Pools, p.Path)
+		}
+	}
 	if !cfg.Containerd.Managed {
 		o.ContainerdSocket = cfg.Containerd.Address
 	}

@@ -83,6 +83,24 @@ func TestFindingsNameWhatIsMissing(t *testing.T) {
 	}
 }
 
+func TestPools(t *testing.T) {
+	o := machine(t, map[string]string{"pool/x": "", "file": ""})
+	o.Pools = []string{"/pool", "/absent", "/file/below"}
+	want := map[string]doctor.Level{"pool /absent": doctor.OK, "pool /file/below": doctor.Warn}
+	seen := 0
+	for _, f := range doctor.Run(t.Context(), doctor.Checks(o)) {
+		if level, ok := want[f.Check]; ok && f.Level != level {
+			t.Errorf("%s is %s, want %s: %s", f.Check, f.Level, level, f.Detail)
+		}
+		if strings.HasPrefix(f.Check, "pool ") {
+			seen++
+		}
+	}
+	if seen != len(o.Pools) {
+		t.Errorf("%d findings about %d pools", seen, len(o.Pools))
+	}
+}
+
 func TestWorst(t *testing.T) {
 	if got := doctor.Worst([]doctor.Finding{{Level: doctor.OK}, {Level: doctor.Fail}, {Level: doctor.Warn}}); got != doctor.Fail {
 		t.Errorf("worst of ok, fail, warn is %s", got)

@@ -4,6 +4,7 @@ package doctor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -159,8 +160,13 @@ func (o Options) pools(context.Context) []Finding {
 	var out []Finding
 	for _, dir := range o.Pools {
 		var st unix.Statfs_t
-		if err := unix.Statfs(o.path(dir), &st); err != nil {
-			out = append(out, Finding{Check: "pool " + dir, Level: Warn, Detail: err.Error(), Hint: "no volumes from this pool; make or mount the directory"})
+		err := unix.Statfs(o.path(dir), &st)
+		if errors.Is(err, unix.ENOENT) {
+			out = append(out, Finding{Check: "pool " + dir, Level: OK, Detail: "not there yet; the daemon makes it"})
+			continue
+		}
+		if err != nil {
+			out = append(out, Finding{Check: "pool " + dir, Level: Warn, Detail: err.Error(), Hint: "no volumes from this pool"})
 			continue
 		}
 		free := st.Bavail * 100 / max(st.Blocks, 1)
