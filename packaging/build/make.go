@@ -65,7 +65,7 @@ func (r release) deb() ([]byte, error) {
 		Name: "nodeagent", Version: strings.TrimPrefix(r.version, "v"), Architecture: r.arch,
 		Maintainer: "nodeagent maintainers <maintainers@nodeagent.dev>", Section: "admin",
 		Homepage:   "https://github.com/nodeagent/nodeagent",
-		Recommends: "containerd (>= 2.0) | containerd.io, runc, e2fsprogs, xfsprogs",
+		Recommends: "containerd (>= 2.1) | containerd.io, runc, e2fsprogs, xfsprogs",
 		Suggests:   "kubelet",
 		Summary:    "runtime, network and volumes of a Kubernetes node",
 		Description: "One daemon that serves the CRI to the kubelet on top of containerd, is the node's\n" +
