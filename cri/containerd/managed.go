@@ -14,8 +14,8 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
-	"text/template"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -195,20 +195,16 @@ func (s *Supervisor) again(ctx context.Context, conf, sum string) {
 // render returns the configuration and a sum of it and of the program, so that
 // a process started for another configuration is not taken over.
 func (s *Supervisor) render() ([]byte, string, error) {
-	t, err := template.New("containerd").Funcs(template.FuncMap{"quote": strconv.Quote}).Parse(managedConfig)
-	if err != nil {
-		return nil, "", fmt.Errorf("parse configuration template: %w", err)
-	}
-	var b bytes.Buffer
-	if err := t.Execute(&b, s.cfg); err != nil {
-		return nil, "", fmt.Errorf("render configuration: %w", err)
-	}
+	conf := strings.NewReplacer(
+		"@root@", strconv.Quote(s.cfg.Root), "@state@", strconv.Quote(s.cfg.State),
+		"@address@", strconv.Quote(s.cfg.Address), "@ttrpc@", strconv.Quote(s.cfg.Address+".ttrpc"),
+	).Replace(managedConfig)
 	bin, err := s.lookPath(s.cfg.Binary)
 	if err != nil {
 		return nil, "", err
 	}
-	sum := sha256.Sum256(append([]byte(bin+"\n"), b.Bytes()...))
-	return b.Bytes(), hex.EncodeToString(sum[:]), nil
+	sum := sha256.Sum256([]byte(bin + "\n" + conf))
+	return []byte(conf), hex.EncodeToString(sum[:]), nil
 }
 
 // waitAnswer returns when run answers on the socket, or says why it does not.
