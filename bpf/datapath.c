@@ -41,23 +41,49 @@ const struct shared_types *shared_types __attribute__((unused));
 
 char _license[] SEC("license") = "Dual BSD/GPL";
 
-static __noinline int pod_stages(struct __sk_buff *skb)
+/* What comes in takes every stage that its hook has. */
+static __always_inline int incoming(struct __sk_buff *skb, __u8 hook)
 {
-	struct pkt pkt = { .hook = HOOK_POD, .epoch = epoch };
+	struct pkt pkt = { .hook = hook, .epoch = epoch };
 	int ret;
 
 	ret = parse(skb, &pkt);
 	if (!ret)
-		ret = spoof_pod(skb, &pkt);
+		ret = spoof(skb, &pkt, hook);
 	if (!ret)
 		ret = conntrack(&pkt);
-	if (!ret)
-		ret = service(&pkt, SCOPE_CLUSTER);
+	if (!ret && hook != HOOK_TUN)
+		ret = service(&pkt, hook == HOOK_POD ? SCOPE_CLUSTER : SCOPE_OUTSIDE);
 	if (!ret)
 		ret = forward(skb, &pkt);
 	if (!ret)
 		ret = rate(skb, &pkt);
 	return verdict(skb, &pkt, ret);
+}
+
+/* What this node's kernel sends is only recognized: replies are turned back. */
+static __always_inline int outgoing(struct __sk_buff *skb, __u8 hook)
+{
+	struct pkt pkt = { .hook = hook, .act = PASS_HOST };
+	int ret;
+
+	ret = parse(skb, &pkt);
+	if (!ret && hook == HOOK_TOPOD)
+		ret = rate_to_pod(skb, &pkt);
+	if (!ret)
+		ret = conntrack(&pkt);
+	return verdict(skb, &pkt, ret);
+}
+
+/* Calls, so that their frames do not add to that of express. */
+static __noinline int pod_stages(struct __sk_buff *skb)
+{
+	return incoming(skb, HOOK_POD);
+}
+
+static __noinline int net_stages(struct __sk_buff *skb)
+{
+	return incoming(skb, HOOK_NET);
 }
 
 /* Ingress at the host side of a pod's link: what the pod sends. */
@@ -69,40 +95,6 @@ int from_pod(struct __sk_buff *skb)
 	return to ? verdict_express(skb, HOOK_POD, to) : pod_stages(skb);
 }
 
-/* Egress at the host side of a pod's link: what this node's kernel sends it. */
-SEC("tc")
-int to_pod(struct __sk_buff *skb)
-{
-	struct pkt pkt = { .hook = HOOK_TOPOD, .act = PASS_HOST };
-	int ret;
-
-	ret = parse(skb, &pkt);
-	if (!ret)
-		ret = rate_to_pod(skb, &pkt);
-	if (!ret)
-		ret = conntrack(&pkt);
-	return verdict(skb, &pkt, ret);
-}
-
-static __noinline int net_stages(struct __sk_buff *skb)
-{
-	struct pkt pkt = { .hook = HOOK_NET, .epoch = epoch };
-	int ret;
-
-	ret = parse(skb, &pkt);
-	if (!ret)
-		ret = spoof_net(skb, &pkt);
-	if (!ret)
-		ret = conntrack(&pkt);
-	if (!ret)
-		ret = service(&pkt, SCOPE_OUTSIDE);
-	if (!ret)
-		ret = forward(skb, &pkt);
-	if (!ret)
-		ret = rate(skb, &pkt);
-	return verdict(skb, &pkt, ret);
-}
-
 /* Ingress of an uplink: what other nodes and the outside send. */
 SEC("tc")
 int from_net(struct __sk_buff *skb)
@@ -112,39 +104,25 @@ int from_net(struct __sk_buff *skb)
 	return to ? verdict_express(skb, HOOK_NET, to) : net_stages(skb);
 }
 
-/* Egress of an uplink: what the node's own sockets send. */
-SEC("tc")
-int to_net(struct __sk_buff *skb)
-{
-	struct pkt pkt = { .hook = HOOK_TONET, .act = PASS_HOST };
-	int ret;
-
-	/* What is forwarded has been through the stages when it came in. */
-	if (skb->ingress_ifindex)
-		return ACT_OK;
-	ret = parse(skb, &pkt);
-	if (!ret)
-		ret = conntrack(&pkt);
-	return verdict(skb, &pkt, ret);
-}
-
 /* Ingress of the overlay: what other nodes send to our pods, and to us. */
 SEC("tc")
 int from_tun(struct __sk_buff *skb)
 {
-	struct pkt pkt = { .hook = HOOK_TUN, .epoch = epoch };
-	int ret;
+	return incoming(skb, HOOK_TUN);
+}
 
-	ret = parse(skb, &pkt);
-	if (!ret)
-		ret = spoof_tun(skb, &pkt);
-	if (!ret)
-		ret = conntrack(&pkt);
-	if (!ret)
-		ret = forward(skb, &pkt);
-	if (!ret)
-		ret = rate(skb, &pkt);
-	return verdict(skb, &pkt, ret);
+/* Egress at the host side of a pod's link: what this node's kernel sends it. */
+SEC("tc")
+int to_pod(struct __sk_buff *skb)
+{
+	return outgoing(skb, HOOK_TOPOD);
+}
+
+/* Egress of an uplink; what is forwarded has been through the stages when it came in. */
+SEC("tc")
+int to_net(struct __sk_buff *skb)
+{
+	return skb->ingress_ifindex ? ACT_OK : outgoing(skb, HOOK_TONET);
 }
 
 SEC("cgroup/connect4")

@@ -108,15 +108,14 @@ static __always_inline bool ct_key(struct tuple *key, const struct tuple *t)
 	return true;
 }
 
-static __always_inline __u32 ct_flags_of(const struct pkt *pkt)
+/* What a packet adds to its flow's record; flags are 0 for what is not TCP. */
+static __always_inline __u32 ct_flags_of(bool reply, __u8 tcp_flags)
 {
-	__u32 flags = pkt->reply ? CT_REPLY : CT_ORIG;
+	__u32 flags = reply ? CT_REPLY : CT_ORIG;
 
-	if (pkt->t.proto != PROTO_TCP)
-		return flags;
-	if (pkt->tcp_flags & TCP_FIN)
-		flags |= pkt->reply ? CT_FIN_REPLY : CT_FIN_ORIG;
-	if (pkt->tcp_flags & TCP_RST)
+	if (tcp_flags & TCP_FIN)
+		flags |= reply ? CT_FIN_REPLY : CT_FIN_ORIG;
+	if (tcp_flags & TCP_RST)
 		flags |= CT_RST;
 	return flags;
 }
@@ -137,18 +136,26 @@ __noinline int ct_tell_other(const struct tuple *t, __u32 flags)
 
 /*
  * Two processors may write seen and flags of one flow at once: the flags are
- * only ever added to, atomically, and for seen either value is right.
+ * only ever added to, atomically, and for seen either value is right. Returns
+ * whether a flag is new.
  */
-static __always_inline void ct_touch(struct ct_value *v, const struct pkt *pkt)
+static __always_inline bool ct_mark(struct ct_value *v, __u32 flags)
 {
-	__u32 flags = ct_flags_of(pkt), now = ticks();
+	__u32 now = ticks();
 
 	if (v->seen != now)
 		v->seen = now;
 	if ((v->flags & flags) == flags)
-		return;
+		return false;
 	__sync_fetch_and_or(&v->flags, flags);
-	if (v->flags & CT_XLAT)
+	return true;
+}
+
+static __always_inline void ct_touch(struct ct_value *v, const struct pkt *pkt)
+{
+	__u32 flags = ct_flags_of(pkt->reply, pkt->tcp_flags);
+
+	if (ct_mark(v, flags) && (v->flags & CT_XLAT))
 		ct_tell_other(&v->other, flags);
 }
 
@@ -236,7 +243,7 @@ __noinline int ct_settle(const struct pkt *pkt)
 
 static __always_inline void ct_fill(struct ct_value *v, const struct pkt *pkt)
 {
-	v->flags = pkt->ct_flags | ct_flags_of(pkt);
+	v->flags = pkt->ct_flags | ct_flags_of(pkt->reply, pkt->tcp_flags);
 	v->seen = ticks();
 	v->since = v->seen;
 	v->svc = pkt->svc;

@@ -2,11 +2,11 @@
 #pragma once
 
 /*
- * The short cut: a packet in the middle of a flow between two links of this
- * node, which the stages have judged before, needs one look at the flow's
- * record. Anything out of the ordinary (options, fragments, SYN, FIN, RST, an
- * endpoint that came or went since) takes the long way, which also decides
- * whether the next packet may go short.
+ * The short cut: a packet of a flow between two links of this node, whose
+ * first packet the stages have judged, needs one look at the flow's record.
+ * Anything out of the ordinary (options, fragments, the SYN of a new
+ * connection, an endpoint that came or went since) takes the long way, which
+ * also decides whether the next packet may go short.
  */
 
 #include <linux/bpf.h>
@@ -44,7 +44,9 @@ static __always_inline void *express_ip(struct __sk_buff *skb, struct tuple *t)
 	return data + ETH_LEN + IP6_LEN;
 }
 
-static __always_inline bool express_l4(struct __sk_buff *skb, struct tuple *t, void *l4)
+/* Reads ports and flags; what opens a connection has no short cut. */
+static __always_inline bool express_l4(struct __sk_buff *skb, struct tuple *t, void *l4,
+				       __u8 *flags)
 {
 	struct tcp_hdr *tcp = l4;
 
@@ -54,7 +56,8 @@ static __always_inline bool express_l4(struct __sk_buff *skb, struct tuple *t, v
 		return true;
 	if (t->proto != PROTO_TCP || l4 + TCP_LEN > (void *)(long)skb->data_end)
 		return false;
-	return !(tcp->flags & (TCP_SYN | TCP_FIN | TCP_RST));
+	*flags = tcp->flags;
+	return (*flags & (TCP_SYN | TCP_ACK)) != TCP_SYN;
 }
 
 /*
@@ -65,24 +68,23 @@ static __noinline __u32 express(struct __sk_buff *skb)
 {
 	struct tuple t, key;
 	struct ct_value *v;
-	__u32 dir, now;
+	__u32 dir, to;
+	__u8 flags = 0;
 	void *l4;
 
 	__builtin_memset(t.pad, 0, sizeof(t.pad));
 	l4 = express_ip(skb, &t);
-	if (!l4 || !express_l4(skb, &t, l4))
+	if (!l4 || !express_l4(skb, &t, l4, &flags))
 		return 0;
 	dir = ct_key(&key, &t);
 	v = bpf_map_lookup_elem(&ct, &key);
 	if (!v || v->epoch != epoch)
 		return 0;
 	dir = opaque(dir ^ (v->flags & CT_SWAPPED)) & 1;
-	if ((v->flags & (CT_ORIG | CT_REPLY | CT_CLOSING)) != (CT_ORIG | CT_REPLY))
-		return 0;
-	if (v->lane[dir].from != skb->ifindex)
-		return 0;
-	now = ticks();
-	if (v->seen != now)
-		v->seen = now;
-	return v->lane[dir].to;
+	to = v->lane[dir].to;
+	if (to && v->lane[dir].from == skb->ifindex) {
+		ct_mark(v, ct_flags_of(dir, flags));
+		return to;
+	}
+	return 0;
 }

@@ -25,11 +25,10 @@ static __always_inline int spoof_pod(struct __sk_buff *skb, struct pkt *pkt)
 }
 
 /* Nobody outside has an address of one of our pods; the kernel judges its own. */
-static __always_inline int spoof_net(struct __sk_buff *skb, struct pkt *pkt)
+static __always_inline int spoof_net(struct pkt *pkt)
 {
 	struct endpoint *ep;
 
-	(void)skb;
 	ep = endpoint_find(pkt->related ? &pkt->osrc : &pkt->t.src);
 	if (ep && !endpoint_is_host(ep))
 		return -DROP_SPOOFED;
@@ -56,4 +55,16 @@ static __always_inline int spoof_tun(struct __sk_buff *skb, struct pkt *pkt)
 		addr_from6(&from, key.remote_ipv6);
 	}
 	return addr_eq(&from, &rt->next) ? 0 : -DROP_TUNNEL;
+}
+
+static __always_inline int spoof(struct __sk_buff *skb, struct pkt *pkt, __u8 hook)
+{
+	switch (hook) {
+	case HOOK_POD:
+		return spoof_pod(skb, pkt);
+	case HOOK_TUN:
+		return spoof_tun(skb, pkt);
+	default:
+		return spoof_net(pkt);
+	}
 }
