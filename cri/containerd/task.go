@@ -5,6 +5,7 @@ package containerd
 import (
 	"context"
 	"fmt"
+	"strings"
 	"syscall"
 	"time"
 
@@ -13,8 +14,10 @@ import (
 	"github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/ttrpc"
 	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
@@ -60,10 +63,29 @@ func (c *Client) CreateTask(ctx context.Context, id string, r Runtime, rootfs []
 		req.Rootfs = append(req.Rootfs, &types.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
 	}
 	resp, err := c.c.TaskService().Create(ctx, req)
+	for try := 1; shimEnded(err) && try < shimTries; try++ {
+		select {
+		case <-time.After(shimPause << try):
+		case <-ctx.Done():
+		}
+		resp, err = c.c.TaskService().Create(ctx, req)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("create task %s: %w", id, errgrpc.ToNative(err))
 	}
 	return resp.Pid, nil
+}
+
+// A pod's shim ends with the pod's last container. A task that is made in that
+// moment still finds it, and the next try starts another one.
+const (
+	shimTries = 5
+	shimPause = 5 * time.Millisecond
+)
+
+// shimEnded tells whether the shim ended under a request that it had not begun to serve.
+func shimEnded(err error) bool {
+	return err != nil && strings.HasSuffix(status.Convert(err).Message(), ttrpc.ErrClosed.Error())
 }
 
 // Process names a process of a container: the first one when ExecID is empty.
