@@ -13,6 +13,7 @@ import (
 	"github.com/nodeagent/nodeagent/cri/container"
 	"github.com/nodeagent/nodeagent/cri/containerd"
 	"github.com/nodeagent/nodeagent/cri/image"
+	"github.com/nodeagent/nodeagent/cri/nri"
 	"github.com/nodeagent/nodeagent/cri/sandbox"
 	"github.com/nodeagent/nodeagent/cri/spec"
 	"github.com/nodeagent/nodeagent/cri/stats"
@@ -41,6 +42,8 @@ type Config struct {
 	Image     image.Config     `yaml:"image"`
 	Stream    stream.Config    `yaml:"stream"`
 	Stats     stats.Config     `yaml:"stats"`
+	// NRI is the plugins' interface.
+	NRI nri.Config `yaml:"nri"`
 }
 
 // Handler is one way to run containers.
@@ -79,6 +82,7 @@ func Default() Config {
 		Image:          image.Default(),
 		Stream:         stream.Default(),
 		Stats:          stats.Default(),
+		NRI:            nri.Default(),
 	}
 }
 
@@ -113,7 +117,7 @@ func (c Config) Validate() error {
 	}
 	errs = append(errs, within("sandbox", c.Sandbox.Validate()), within("container", c.Container.Validate()),
 		within("image", c.Image.Validate()), within("stream", c.Stream.Validate()),
-		within("stats", c.Stats.Validate()))
+		within("stats", c.Stats.Validate()), within("nri", c.NRI.Validate()))
 	return errors.Join(errs...)
 }
 

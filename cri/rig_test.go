@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
-	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -23,8 +22,6 @@ import (
 	"github.com/nodeagent/nodeagent/cri/containerd"
 	"github.com/nodeagent/nodeagent/cri/containerd/containerdtest"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // network is a pod network without packets: addresses and bookkeeping.
 type network struct {
@@ -113,6 +110,12 @@ type rig struct {
 // and what then is left of them is a failure.
 func newRig(tb testing.TB) *rig {
 	tb.Helper()
+	return newRigWith(tb, func(*rig) {})
+}
+
+// newRigWith is newRig with a change before the server starts.
+func newRigWith(tb testing.TB, change func(r *rig)) *rig {
+	tb.Helper()
 	d := containerdtest.Start(tb)
 	d.Import(tb, nil)
 	r := &rig{t: tb, daemon: d, net: newNetwork(), logs: filepath.Join(d.Dir, "logs"), cgroup: "/" + containerdtest.Name(tb)}
@@ -128,7 +131,10 @@ func newRig(tb testing.TB) *rig {
 	if err := os.MkdirAll(r.logs, 0o755); err != nil {
 		tb.Fatal(err)
 	}
+	r.cfg.NRI.Socket = filepath.Join(d.Dir, "nri.sock")
+	r.cfg.NRI.PluginDir, r.cfg.NRI.ConfigDir = filepath.Join(d.Dir, "plugins"), filepath.Join(d.Dir, "conf.d")
 	r.containerd = d.Client(tb)
+	change(r)
 	r.start()
 	tb.Cleanup(r.end)
 	return r

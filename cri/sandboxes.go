@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/nodeagent/nodeagent/cri/nri"
 	"github.com/nodeagent/nodeagent/cri/store"
 )
 
@@ -105,17 +106,23 @@ func (s *Server) StreamPodSandboxes(r *runtimeapi.StreamPodSandboxesRequest, out
 
 // UpdatePodSandboxResources notes the pod's new size; the kubelet has resized
 // the pod's cgroup itself.
-func (s *Server) UpdatePodSandboxResources(_ context.Context, r *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
+func (s *Server) UpdatePodSandboxResources(ctx context.Context, r *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
 	sb, err := s.findSandbox(r.GetPodSandboxId())
 	if err != nil {
 		return nil, err
 	}
-	_, err = s.store.Sandboxes.Update(sb.ID, func(sb *store.Sandbox) error {
+	if err := s.plugins.ResizeSandbox(ctx, sb, r.GetOverhead(), r.GetResources()); err != nil {
+		return nil, err
+	}
+	sb, err = s.store.Sandboxes.Update(sb.ID, func(sb *store.Sandbox) error {
 		sb.Overhead.M, sb.Resources.M = r.GetOverhead(), r.GetResources()
 		return nil
 	})
 	if err != nil {
 		return nil, err
+	}
+	if err := s.plugins.TellSandbox(ctx, nri.SandboxResized, sb); err != nil {
+		s.deps.Log.WarnContext(ctx, "plugin failed over the new size of a sandbox", "sandbox", sb.ID, "err", err)
 	}
 	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, nil
 }

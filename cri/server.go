@@ -33,6 +33,7 @@ import (
 	"github.com/nodeagent/nodeagent/cri/container"
 	"github.com/nodeagent/nodeagent/cri/containerd"
 	"github.com/nodeagent/nodeagent/cri/image"
+	"github.com/nodeagent/nodeagent/cri/nri"
 	"github.com/nodeagent/nodeagent/cri/sandbox"
 	"github.com/nodeagent/nodeagent/cri/shim"
 	"github.com/nodeagent/nodeagent/cri/spec"
@@ -77,10 +78,13 @@ type Server struct {
 	streams    *stream.Server
 	stats      *stats.Collector
 	handlers   *handlers
+	plugins    *nri.Adapter
 	events     *events
 	metrics    *metrics
 
 	recovered atomic.Bool
+	// waiting is why it has not recovered yet.
+	waiting atomic.Pointer[error]
 	// background is recovery and Serve; cancel ends them.
 	background sync.WaitGroup
 	cancel     context.CancelFunc
@@ -116,6 +120,12 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("probe the machine: %w", err)
 	}
+	s.plugins, err = nri.New(ctx, cfg.NRI, nri.Deps{
+		Store: s.store, Runtime: pluginRuntime{s}, CDI: deps.CDI, Log: deps.Log, Metrics: deps.Metrics, Version: deps.Version,
+	})
+	if err != nil {
+		return nil, err
+	}
 	common := spec.Input{Host: host, Policy: deps.Policy, System: spec.NewSystem(), CDI: deps.CDI}
 	s.containers, err = container.New(ctx, cfg.Container, container.Deps{
 		Store: s.store, Containerd: deps.Containerd, Images: imageFinder{s.images, deps.Containerd},
@@ -126,6 +136,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Server, error) {
 		SandboxDir: func(id string) sandbox.Dir { return s.sandboxes.Dir(id) },
 		Handler:    s.handlers.get,
 		Spec:       common,
+		Plugins:    s.plugins,
 		Notify:     s.containerChanged, Log: deps.Log,
 	})
 	if err != nil {
@@ -133,7 +144,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Server, error) {
 	}
 	s.sandboxes, err = sandbox.New(ctx, cfg.Sandbox, sandbox.Deps{
 		Store: s.store, Network: deps.Network, Containers: s.containers, Volumes: s.images, Containerd: deps.Containerd,
-		Handler: s.handlers.get, Spec: common, Notify: s.sandboxChanged, Log: deps.Log,
+		Handler: s.handlers.get, Spec: common, Plugins: s.plugins, Notify: s.sandboxChanged, Log: deps.Log,
 	})
 	if err != nil {
 		return nil, err
@@ -210,12 +221,14 @@ func (s *Server) recover(ctx context.Context) {
 	for {
 		err := s.recoverOnce(ctx)
 		if err == nil {
+			s.waiting.Store(nil)
 			s.recovered.Store(true)
 			s.deps.Log.InfoContext(ctx, "CRI ready", "socket", s.cfg.Socket,
 				"sandboxes", len(s.store.Sandboxes.Select(nil)), "containers", len(s.store.Containers.Select(nil)))
 			return
 		}
-		s.deps.Log.InfoContext(ctx, "CRI waits for containerd", "err", err)
+		s.waiting.Store(&err)
+		s.deps.Log.InfoContext(ctx, "CRI waits", "err", err)
 		t := time.NewTimer(delay)
 		select {
 		case <-t.C:
@@ -244,11 +257,26 @@ func (s *Server) recoverOnce(ctx context.Context) error {
 	case err != nil:
 		s.deps.Log.WarnContext(ctx, "leftovers of sandboxes stay", "err", err)
 	}
+	// Without plugins that the administrator wants there pods must not start.
+	if err := s.plugins.Start(ctx); err != nil {
+		return errors.Join(err, s.images.Stop(ctx))
+	}
 	return nil
 }
 
 // Ready tells whether calls are served.
 func (s *Server) Ready() bool { return s.recovered.Load() }
+
+// Waiting says what keeps the server from getting ready; nil when nothing does, or not for long.
+func (s *Server) Waiting() error {
+	if err := s.waiting.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// Plugins counts the NRI plugins that are connected and synchronized.
+func (s *Server) Plugins() int { return s.plugins.Plugins() }
 
 // Images is the image service, for the daemon's own tools.
 func (s *Server) Images() *image.Service { return s.images }
@@ -277,7 +305,7 @@ func (s *Server) Stop(ctx context.Context) error {
 		<-stopped
 	}
 	s.background.Wait()
-	return errors.Join(err, s.images.Stop(ctx), s.stats.Stop(ctx))
+	return errors.Join(err, s.plugins.Stop(ctx), s.images.Stop(ctx), s.stats.Stop(ctx))
 }
 
 // stopPatience is how long calls may take to notice that the daemon stops.

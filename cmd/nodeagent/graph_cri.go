@@ -44,7 +44,7 @@ func (g *graph) addCRI(ctx context.Context) error {
 	maps.Copy(g.routes, imageRoutes(s.Images()))
 	g.health.check("cri", func(context.Context) error {
 		if !s.Ready() {
-			return errRecovering
+			return errors.Join(errRecovering, s.Waiting())
 		}
 		return nil
 	})

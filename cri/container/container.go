@@ -26,6 +26,7 @@ import (
 
 	"github.com/nodeagent/nodeagent/cri/containerd"
 	"github.com/nodeagent/nodeagent/cri/flight"
+	"github.com/nodeagent/nodeagent/cri/nri"
 	"github.com/nodeagent/nodeagent/cri/sandbox"
 	"github.com/nodeagent/nodeagent/cri/spec"
 	"github.com/nodeagent/nodeagent/cri/store"
@@ -98,6 +99,18 @@ type Images interface {
 	MountVolume(ctx context.Context, sb *store.Sandbox, m *runtimeapi.Mount) (path, ref string, err error)
 }
 
+// Plugins see containers and change them.
+type Plugins interface {
+	// Adjust may change the specification of a container that is being made.
+	Adjust(ctx context.Context, sb *store.Sandbox, c *store.Container, s *specs.Spec) error
+	// Resize may change an update of a container's resources.
+	Resize(ctx context.Context, sb *store.Sandbox, c *store.Container, r *runtimeapi.LinuxContainerResources) (*runtimeapi.LinuxContainerResources, error)
+	// Tell tells of a moment in a container's life.
+	Tell(ctx context.Context, e nri.ContainerEvent, sb *store.Sandbox, c *store.Container) error
+}
+
+var _ Plugins = (*nri.Adapter)(nil)
+
 // Deps are what the container room needs of others.
 type Deps struct {
 	Store      *store.Store
@@ -110,6 +123,8 @@ type Deps struct {
 	Handler func(name string) (sandbox.Handler, error)
 	// Spec holds what is the same for all containers: Host, Policy, System and CDI.
 	Spec spec.Input
+	// Plugins may be nil, for none.
+	Plugins Plugins
 	// Notify is told of each change of a container's state; it must not block.
 	Notify func(c *store.Container, kind runtimeapi.ContainerEventType)
 	Log    *slog.Logger
@@ -156,6 +171,9 @@ type life struct {
 func New(ctx context.Context, cfg Config, deps Deps) (*Manager, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
+	}
+	if deps.Plugins == nil {
+		deps.Plugins = (*nri.Adapter)(nil)
 	}
 	base, stop := context.WithCancel(context.WithoutCancel(ctx))
 	m := &Manager{

@@ -18,6 +18,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/nodeagent/nodeagent/cri/containerd"
+	"github.com/nodeagent/nodeagent/cri/nri"
 	"github.com/nodeagent/nodeagent/cri/sandbox"
 	"github.com/nodeagent/nodeagent/cri/spec"
 	"github.com/nodeagent/nodeagent/cri/steps"
@@ -88,6 +89,7 @@ func (m *Manager) create(ctx context.Context, sandboxID string, cfg *runtimeapi.
 	err = steps.Run(ctx, b.table())
 	if err == nil {
 		m.deps.Notify(b.c, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
+		m.tell(ctx, nri.ContainerCreated, b.c)
 		return b.c.ID, nil
 	}
 	return "", errors.Join(err, m.abandon(b.c.ID, err))
@@ -187,6 +189,7 @@ func (b *building) table() []steps.Step {
 			Name: "create container",
 			Do:   b.createInContainerd,
 			Undo: func(ctx context.Context) error {
+				m.tell(ctx, nri.ContainerUndone, c)
 				m.releaseLabel(c)
 				return m.deps.Containerd.DeleteContainer(ctx, c.ID)
 			},
@@ -239,15 +242,18 @@ func (b *building) createInContainerd(ctx context.Context) error {
 		out.Spec.Annotations = map[string]string{}
 	}
 	out.Spec.Annotations[annotationGroup] = b.sb.ID
-	if out.Spec.Linux != nil && out.Spec.Linux.CgroupsPath != "" {
-		b.c.CgroupsPath = out.Spec.Linux.CgroupsPath
-	}
 	b.c.StopSignal = out.StopSignal
 	if out.NewLabels {
 		b.c.OwnLabel = out.Labels.Process
 	}
 	b.c.User.M = &runtimeapi.ContainerUser{Linux: out.User}
-	b.c.Resources.M = b.c.Config.M.GetLinux().GetResources()
+	if err := b.m.deps.Plugins.Adjust(ctx, b.sb, b.c, out.Spec); err != nil {
+		return err
+	}
+	if out.Spec.Linux != nil && out.Spec.Linux.CgroupsPath != "" {
+		b.c.CgroupsPath = out.Spec.Linux.CgroupsPath
+	}
+	b.c.Resources.M = spec.InForce(b.c.Config.M.GetLinux().GetResources(), out.Spec)
 	ext, err := b.extensions()
 	if err != nil {
 		return err

@@ -14,6 +14,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/nodeagent/nodeagent/cri/containerd"
+	"github.com/nodeagent/nodeagent/cri/nri"
 	"github.com/nodeagent/nodeagent/cri/store"
 )
 
@@ -57,6 +58,7 @@ func (m *Manager) start(ctx context.Context, c *store.Container) error {
 	})
 	if uerr == nil {
 		m.deps.Notify(failed, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+		m.tell(ctx, nri.ContainerStopped, failed)
 	}
 	return errors.Join(err, uerr)
 }
@@ -64,6 +66,9 @@ func (m *Manager) start(ctx context.Context, c *store.Container) error {
 // run makes the task and starts it. The life that it returns with an error is
 // to be cleaned.
 func (m *Manager) run(ctx context.Context, c *store.Container) (*life, error) {
+	if err := m.deps.Plugins.Tell(ctx, nri.ContainerStart, m.sandboxOf(c), c); err != nil {
+		return nil, err
+	}
 	h, err := m.deps.Handler(c.Handler)
 	if err != nil {
 		return nil, err
@@ -100,6 +105,7 @@ func (m *Manager) run(ctx context.Context, c *store.Container) (*life, error) {
 	}
 	m.deps.Notify(running, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
 	m.follow(l)
+	m.tell(ctx, nri.ContainerStarted, running)
 	return l, nil
 }
 

@@ -16,6 +16,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/nodeagent/nodeagent/cri/containerd"
+	"github.com/nodeagent/nodeagent/cri/nri"
 	"github.com/nodeagent/nodeagent/cri/store"
 )
 
@@ -190,6 +191,7 @@ func (m *Manager) remove(ctx context.Context, c *store.Container) error {
 		return err
 	}
 	m.deps.Notify(c, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
+	m.tell(ctx, nri.ContainerRemoved, c)
 	return nil
 }
 

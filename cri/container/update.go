@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/nodeagent/nodeagent/cri/nri"
 	"github.com/nodeagent/nodeagent/cri/spec"
 	"github.com/nodeagent/nodeagent/cri/store"
 )
@@ -28,12 +29,38 @@ func (m *Manager) Update(ctx context.Context, ref string, r *runtimeapi.LinuxCon
 	})
 }
 
+// Resize is Update on behalf of a plugin: no plugin is asked.
+func (m *Manager) Resize(ctx context.Context, id string, r *runtimeapi.LinuxContainerResources) error {
+	return m.locked(ctx, id, func(ctx context.Context, c *store.Container) error {
+		return m.resize(ctx, c, r, nil)
+	})
+}
+
+// Evict kills a container on behalf of a plugin and waits for its end.
+func (m *Manager) Evict(ctx context.Context, id string) error { return m.stopID(ctx, id, 0) }
+
 func (m *Manager) update(ctx context.Context, c *store.Container, r *runtimeapi.LinuxContainerResources, annotations map[string]string) error {
 	if c.State == store.ContainerExited {
 		return fmt.Errorf("container %s has exited: %w", c.ID, errdefs.ErrFailedPrecondition)
 	}
 	if r == nil {
 		return nil
+	}
+	r, err := m.deps.Plugins.Resize(ctx, m.sandboxOf(c), c, r)
+	if err != nil {
+		return err
+	}
+	if err := m.resize(ctx, c, r, annotations); err != nil {
+		return err
+	}
+	m.tell(ctx, nri.ContainerResized, c)
+	return nil
+}
+
+// resize changes the container and its record.
+func (m *Manager) resize(ctx context.Context, c *store.Container, r *runtimeapi.LinuxContainerResources, annotations map[string]string) error {
+	if c.State == store.ContainerExited {
+		return fmt.Errorf("container %s has exited: %w", c.ID, errdefs.ErrNotFound)
 	}
 	old, err := m.deps.Containerd.Spec(ctx, c.ID)
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/nodeagent/nodeagent/cri/containerd"
+	"github.com/nodeagent/nodeagent/cri/nri"
 	"github.com/nodeagent/nodeagent/cri/store"
 )
 
@@ -99,6 +100,7 @@ func (m *Manager) exited(ctx context.Context, l *life, exit containerd.Exit) err
 	if err != nil {
 		return err
 	}
+	m.tell(ctx, nri.ContainerStopped, done) // before the stop that waits for it returns
 	m.end(l)
 	if err := m.deps.Containerd.ReleaseTask(ctx, l.id); err != nil { // remove does it again
 		m.deps.Log.DebugContext(ctx, "record of an ended task stays", "container", l.id, "err", err)

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/nodeagent/nodeagent/cri/nri"
 	"github.com/nodeagent/nodeagent/cri/steps"
 	"github.com/nodeagent/nodeagent/cri/store"
 )
@@ -91,6 +92,7 @@ func (m *Manager) run(ctx context.Context, req request, h Handler) (string, erro
 	build := &building{m: m, sb: sb, flags: flags}
 	err = steps.Run(ctx, build.table())
 	if err == nil {
+		m.tell(ctx, nri.SandboxReady, build.sb)
 		if build.sb.Process {
 			m.followProcess(id)
 		}
@@ -159,7 +161,14 @@ func (b *building) table() []steps.Step {
 			return m.removeProcess(ctx, id)
 		}})
 	}
-	return append(t, steps.Step{Name: "commit", Do: b.commit})
+	return append(
+		t,
+		steps.Step{Name: "tell plugins", Do: b.tellPlugins, Undo: func(ctx context.Context) error {
+			m.tell(ctx, nri.SandboxRemoved, b.sb)
+			return nil
+		}},
+		steps.Step{Name: "commit", Do: b.commit},
+	)
 }
 
 func (b *building) writeFiles(context.Context) error {
@@ -247,6 +256,20 @@ func (b *building) attachNetwork(ctx context.Context) error {
 		b.addrs = append(b.addrs, p.Addr())
 	}
 	return nil
+}
+
+// tellPlugins asks plugins for their consent to the finished sandbox.
+func (b *building) tellPlugins(ctx context.Context) error {
+	sb := *b.sb
+	sb.Addrs = b.addrs
+	return b.m.deps.Plugins.TellSandbox(ctx, nri.SandboxRun, &sb)
+}
+
+// tell tells plugins what has happened; that cannot fail any more.
+func (m *Manager) tell(ctx context.Context, e nri.SandboxEvent, sb *store.Sandbox) {
+	if err := m.deps.Plugins.TellSandbox(ctx, e, sb); err != nil {
+		m.deps.Log.WarnContext(ctx, "plugin failed over what has happened to a sandbox", "sandbox", sb.ID, "err", err)
+	}
 }
 
 func (b *building) commit(context.Context) (err error) {

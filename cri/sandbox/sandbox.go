@@ -26,6 +26,7 @@ import (
 
 	"github.com/nodeagent/nodeagent/cri/containerd"
 	"github.com/nodeagent/nodeagent/cri/flight"
+	"github.com/nodeagent/nodeagent/cri/nri"
 	"github.com/nodeagent/nodeagent/cri/spec"
 	"github.com/nodeagent/nodeagent/cri/store"
 )
@@ -118,6 +119,14 @@ type Volumes interface {
 	UnmountVolumes(ctx context.Context, sandboxID string) error
 }
 
+// Plugins see sandboxes.
+type Plugins interface {
+	// TellSandbox tells of a moment in a sandbox's life.
+	TellSandbox(ctx context.Context, e nri.SandboxEvent, sb *store.Sandbox) error
+}
+
+var _ Plugins = (*nri.Adapter)(nil)
+
 // Deps are what the sandbox room needs of others.
 type Deps struct {
 	Store      *store.Store
@@ -130,6 +139,8 @@ type Deps struct {
 	Handler func(name string) (Handler, error)
 	// Spec holds what is the same for all processes: Host, Policy and System.
 	Spec spec.Input
+	// Plugins may be nil, for none.
+	Plugins Plugins
 	// Notify is told of each change of a sandbox's state; it must not block.
 	Notify func(sb *store.Sandbox, kind runtimeapi.ContainerEventType)
 	Log    *slog.Logger
@@ -155,6 +166,9 @@ type Manager struct {
 func New(ctx context.Context, cfg Config, deps Deps) (*Manager, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
+	}
+	if deps.Plugins == nil {
+		deps.Plugins = (*nri.Adapter)(nil)
 	}
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	m := &Manager{

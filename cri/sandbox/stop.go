@@ -11,6 +11,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/nodeagent/nodeagent/cni"
+	"github.com/nodeagent/nodeagent/cri/nri"
 	"github.com/nodeagent/nodeagent/cri/store"
 )
 
@@ -83,6 +84,9 @@ func (m *Manager) stop(ctx context.Context, sb *store.Sandbox) error {
 	if err := m.deps.Containers.StopAll(ctx, sb.ID); err != nil {
 		return fmt.Errorf("stop containers of sandbox %s: %w", sb.ID, err)
 	}
+	if wasReady {
+		m.tell(ctx, nri.SandboxStopped, sb)
+	}
 	var errs []error
 	if sb.Process {
 		errs = append(errs, m.removeProcess(ctx, sb.ID))
@@ -125,6 +129,7 @@ func (m *Manager) remove(ctx context.Context, sb *store.Sandbox) error {
 	}
 	if ok {
 		m.deps.Notify(last, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
+		m.tell(ctx, nri.SandboxRemoved, last)
 	}
 	return nil
 }

@@ -42,7 +42,7 @@ func Build(in Input) (_ *Output, retErr error) {
 			return nil, err
 		}
 	}
-	b.spec.Version = version(b.spec)
+	b.spec.Version = Version(b.spec)
 	return b.out, nil
 }
 

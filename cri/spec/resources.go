@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -204,4 +205,32 @@ func applyUnified(f *faults, dst *specs.LinuxResources, unified map[string]strin
 		merged[key] = unified[key]
 	}
 	dst.Unified = merged
+}
+
+// InForce is what was asked for, with what the finished specification says instead.
+func InForce(asked *runtimeapi.LinuxContainerResources, s *specs.Spec) *runtimeapi.LinuxContainerResources {
+	if s.Linux == nil || s.Linux.Resources == nil {
+		return asked
+	}
+	out := &runtimeapi.LinuxContainerResources{}
+	proto.Merge(out, asked)
+	if c := s.Linux.Resources.CPU; c != nil {
+		over(&out.CpuShares, c.Shares)
+		over(&out.CpuPeriod, c.Period)
+		over(&out.CpuQuota, c.Quota)
+		out.CpusetCpus, out.CpusetMems = c.Cpus, c.Mems
+	}
+	if m := s.Linux.Resources.Memory; m != nil {
+		over(&out.MemoryLimitInBytes, m.Limit)
+	}
+	if asked == nil && proto.Size(out) == 0 {
+		return nil
+	}
+	return out
+}
+
+func over[T int64 | uint64](dst *int64, v *T) {
+	if v != nil {
+		*dst = int64(*v)
+	}
 }

@@ -8,9 +8,9 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// version is the oldest version of the runtime spec that has all of s. OCI runtimes refuse a version newer than themselves
+// Version is the oldest version of the runtime spec that has all of s. OCI runtimes refuse a version newer than themselves
 // even when they know every field in use (crun 1.8 says no to 1.3), so the newest one is never written without need.
-func version(s *specs.Spec) string {
+func Version(s *specs.Spec) string {
 	switch {
 	case needs13(s):
 		return "1.3.0"
