@@ -26,6 +26,7 @@ import (
 
 	"github.com/nodeagent/nodeagent/cri/containerd"
 	"github.com/nodeagent/nodeagent/cri/flight"
+	"github.com/nodeagent/nodeagent/cri/hooks"
 	"github.com/nodeagent/nodeagent/cri/nri"
 	"github.com/nodeagent/nodeagent/cri/sandbox"
 	"github.com/nodeagent/nodeagent/cri/spec"
@@ -43,6 +44,8 @@ type Config struct {
 	DrainTimeout time.Duration `yaml:"drainTimeout"`
 	// MaxLogSize limits a log file between two rotations by the kubelet; 0 means no limit.
 	MaxLogSize int64 `yaml:"maxLogSize"`
+	// HooksDirs are directories of OCI hooks, as oci-hooks(5) describes them; a later one's file wins.
+	HooksDirs []string `yaml:"hooksDirs"`
 }
 
 // Default returns the configuration for a node.
@@ -66,6 +69,11 @@ func (c Config) Validate() error {
 	}{{"callTimeout", c.CallTimeout}, {"drainTimeout", c.DrainTimeout}} {
 		if d.value <= 0 {
 			errs = append(errs, fmt.Errorf("%s: %s is not positive", d.name, d.value))
+		}
+	}
+	for i, dir := range c.HooksDirs {
+		if !filepath.IsAbs(dir) {
+			errs = append(errs, fmt.Errorf("hooksDirs[%d]: %q is not an absolute path", i, dir))
 		}
 	}
 	if c.MaxLogSize < 0 {
@@ -135,6 +143,7 @@ type Manager struct {
 	cfg  Config
 	deps Deps
 
+	hooks   *hooks.Directory
 	creates *flight.Group[string]
 	calls   *flight.Group[struct{}]
 	locks   *flight.Locks
@@ -178,6 +187,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Manager, error) {
 	base, stop := context.WithCancel(context.WithoutCancel(ctx))
 	m := &Manager{
 		cfg: cfg, deps: deps,
+		hooks:   hooks.New(cfg.HooksDirs),
 		creates: flight.NewGroup[string](cfg.CallTimeout),
 		calls:   flight.NewGroup[struct{}](cfg.CallTimeout),
 		locks:   flight.NewLocks(),

@@ -18,6 +18,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/nodeagent/nodeagent/cri/containerd"
+	"github.com/nodeagent/nodeagent/cri/hooks"
 	"github.com/nodeagent/nodeagent/cri/nri"
 	"github.com/nodeagent/nodeagent/cri/sandbox"
 	"github.com/nodeagent/nodeagent/cri/spec"
@@ -247,6 +248,11 @@ func (b *building) createInContainerd(ctx context.Context) error {
 		b.c.OwnLabel = out.Labels.Process
 	}
 	b.c.User.M = &runtimeapi.ContainerUser{Linux: out.User}
+	if err := b.m.hooks.Inject(out.Spec, hooks.Container{
+		Annotations: b.c.Config.M.GetAnnotations(), HasBindMounts: len(b.c.Config.M.GetMounts()) > 0,
+	}); err != nil {
+		return err
+	}
 	if err := b.m.deps.Plugins.Adjust(ctx, b.sb, b.c, out.Spec); err != nil {
 		return err
 	}
