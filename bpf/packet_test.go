@@ -265,12 +265,60 @@ func TestRootService(t *testing.T) {
 	}
 }
 
+// TestRootReset: TCP to nobody hears a RST that fits its packet, and nothing is
+// answered to a RST.
+func TestRootReset(t *testing.T) {
+	n := newNetLab(t)
+	for f := range 2 {
+		n.service(uint32(f)+1, empty.at(f), netip.AddrPort{})
+		for _, c := range []struct {
+			in, out  uint8
+			seq, ack byte
+		}{
+			{0x02, 0x14, 0, 14}, // SYN with 12 bytes of data after number 1
+			{0x11, 0x04, 9, 0},  // FIN and ACK of 9
+			{0x01, 0x14, 0, 14}, // FIN
+		} {
+			p := packet(podA.at(f), empty.at(f), tcp, 80)
+			p.flags = c.in
+			in := p.bytes()
+			if c.in&0x10 != 0 {
+				l4 := 14 + []int{20, 40}[f]
+				in[l4+11] = 9 // the sum is not looked at
+			}
+			want := wire{src: empty.at(f), dst: podA.at(f), proto: tcp, sport: 80, dport: 40000, raw: make([]byte, 20)}
+			binary.BigEndian.PutUint16(want.raw, 80)
+			binary.BigEndian.PutUint16(want.raw[2:], 40000)
+			want.raw[7], want.raw[11], want.raw[12], want.raw[13] = c.seq, c.ack, 0x50, c.out
+			s := sum(want.raw) + sum(want.src.AsSlice()) + sum(want.dst.AsSlice()) + tcp + 20
+			binary.BigEndian.PutUint16(want.raw[16:], fold(s))
+			frame := want.bytes()
+			copy(frame, append(append([]byte{}, frame[6:12]...), frame[:6]...))
+			verdict, got := n.run(n.objs.FromPod, n.podA, in)
+			if verdict != actRedirect {
+				t.Errorf("verdict %d, want %d", verdict, actRedirect)
+			}
+			if f == 0 { // the identification is not interesting
+				copy(frame[18:20], got[18:20])
+				copy(frame[24:26], []byte{0, 0})
+				binary.BigEndian.PutUint16(frame[24:], fold(sum(frame[14:34])))
+			}
+			if !bytes.Equal(got, frame) {
+				t.Errorf("family %d, flags %#x: answer\n%x, want\n%x", f, c.in, got, frame)
+			}
+		}
+		p := packet(podA.at(f), empty.at(f), tcp, 80)
+		p.flags = 0x04
+		n.steps([]step{{"a RST", n.objs.FromPod, DatapathHookHOOK_POD, n.podA, p, actShot, DatapathReasonDROP_BACKEND, nil}})
+	}
+}
+
 // TestRootReject: the refusal quotes the packet, and its sums are right.
 func TestRootReject(t *testing.T) {
 	n := newNetLab(t)
 	for f := range 2 {
 		n.service(uint32(f)+1, empty.at(f), netip.AddrPort{})
-		for _, proto := range []uint8{tcp, udp} {
+		for _, proto := range []uint8{udp} {
 			p := packet(podA.at(f), empty.at(f), proto, 80)
 			verdict, got := n.run(n.objs.FromPod, n.podA, p.bytes())
 			if verdict != actRedirect {

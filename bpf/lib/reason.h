@@ -14,7 +14,7 @@ enum reason {
 	FWD_NATIVE = 2, /* to a pod of another node, by its route */
 	FWD_TUNNEL = 3, /* to a pod of another node, through the overlay */
 	FWD_WORLD = 4,	/* out of the cluster, translated */
-	FWD_REJECT = 5, /* answered with an ICMP error: service without backends */
+	FWD_REJECT = 5, /* answered with an ICMP error or a RST: nobody serves it */
 
 	/* Left to the kernel. */
 	PASS_NOT_IP = 16,    /* ARP and other things that are not IP */

@@ -4,8 +4,8 @@
 /*
  * Answers a packet with "port unreachable", in the packet itself: what it was
  * becomes the quotation behind a new IP and ICMP header, and it goes back to
- * where it came from. A connect() to a service without endpoints fails at
- * once with ECONNREFUSED.
+ * where it came from. A send() to a service without endpoints fails at once with
+ * ECONNREFUSED. TCP hears a RST instead (reset.h).
  */
 
 #include <linux/bpf.h>
@@ -124,18 +124,23 @@ static __always_inline int reject_ip6(struct __sk_buff *skb, const struct pkt *p
 	return bpf_skb_store_bytes(skb, ETH_LEN, &h, sizeof(h), 0) ? -DROP_NO_REJECT : 0;
 }
 
-/* Turns the frame round; the caller sends it back. */
-__noinline int reject(struct __sk_buff *skb, const struct pkt *pkt)
+/* The frame goes back to where it came from. */
+static __always_inline int mac_turn(struct __sk_buff *skb)
 {
 	__u8 mac[18];
-	int ret;
 
-	NEED(pkt);
-	ret = pkt->v4 ? reject_ip4(skb, pkt) : reject_ip6(skb, pkt);
-	if (ret)
-		return ret;
 	/* Twice the first half: what was the source is then followed by what was the target. */
 	if (bpf_skb_load_bytes(skb, 0, mac, 12) || bpf_skb_load_bytes(skb, 0, mac + 12, 6))
 		return -DROP_NO_REJECT;
 	return mac_write(skb, mac + 6);
+}
+
+/* Turns the frame round; the caller sends it back. */
+__noinline int reject(struct __sk_buff *skb, const struct pkt *pkt)
+{
+	int ret;
+
+	NEED(pkt);
+	ret = pkt->v4 ? reject_ip4(skb, pkt) : reject_ip6(skb, pkt);
+	return ret ? ret : mac_turn(skb);
 }

@@ -18,6 +18,7 @@
 #include "pkt.h"
 #include "reason.h"
 #include "reject.h"
+#include "reset.h"
 
 #define ACT_OK	     0
 #define ACT_SHOT     2
@@ -99,7 +100,7 @@ static __always_inline int verdict_stop(struct __sk_buff *skb, struct pkt *pkt, 
 {
 	if (ret == -FWD_REJECT) {
 		count(skb, pkt->hook, FWD_REJECT);
-		ret = reject(skb, pkt);
+		ret = pkt->t.proto == PROTO_TCP ? reset(skb, pkt) : reject(skb, pkt);
 		if (!ret)
 			return (int)bpf_redirect(skb->ifindex, 0);
 	}
