@@ -19,6 +19,7 @@
 #include "lib/rate.h"
 #include "lib/service.h"
 #include "lib/socket.h"
+#include "lib/sockops.h"
 #include "lib/spoof.h"
 #include "lib/verdict.h"
 
@@ -54,6 +55,8 @@ static __always_inline int incoming(struct __sk_buff *skb, __u8 hook)
 		ret = conntrack(&pkt);
 	if (!ret && hook != HOOK_TUN)
 		ret = service(&pkt, hook == HOOK_POD ? SCOPE_CLUSTER : SCOPE_OUTSIDE);
+	if (!ret && cfg_svc_reset && hook == HOOK_POD)
+		sock_tag(skb, &pkt);
 	if (!ret)
 		ret = forward(skb, &pkt);
 	if (!ret)
@@ -159,6 +162,13 @@ SEC("cgroup/recvmsg6")
 int sock_recvmsg6(struct bpf_sock_addr *ctx)
 {
 	return sock_in6(ctx);
+}
+
+/* The life of TCP sockets that were translated. */
+SEC("sockops")
+int sock_ops(struct bpf_sock_ops *ctx)
+{
+	return sock_event(ctx);
 }
 
 SEC("cgroup/getpeername4")

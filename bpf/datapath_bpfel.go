@@ -81,6 +81,8 @@ const (
 	DatapathCtFlagsCT_OUTSIDE   DatapathCtFlags = 512
 	DatapathCtFlagsCT_SERVICE   DatapathCtFlags = 1024
 	DatapathCtFlagsCT_HAIRPIN   DatapathCtFlags = 2048
+	DatapathCtFlagsCT_RESET     DatapathCtFlags = 4096
+	DatapathCtFlagsCT_SOCKET    DatapathCtFlags = 8192
 )
 
 type DatapathCtValue struct {
@@ -159,6 +161,7 @@ type DatapathPeer struct {
 	Addr DatapathAddr
 	Port uint16
 	Pad  uint16
+	Svc  uint32
 }
 
 type DatapathRangeKey struct {
@@ -259,6 +262,14 @@ type DatapathSvcKey struct {
 	Scope uint8
 }
 
+type DatapathSvcStat struct {
+	_           structs.HostLayout
+	Connections uint64
+	Refused     uint64
+	BytesIn     uint64
+	BytesOut    uint64
+}
+
 type DatapathSvcValue struct {
 	_        structs.HostLayout
 	Id       uint32
@@ -318,6 +329,7 @@ const (
 	DatapathMapSkPeer        = "sk_peer"
 	DatapathMapSkUdp         = "sk_udp"
 	DatapathMapSvc           = "svc"
+	DatapathMapSvcStats      = "svc_stats"
 	DatapathMapUplinks       = "uplinks"
 	DatapathProgFromNet      = "from_net"
 	DatapathProgFromPod      = "from_pod"
@@ -326,6 +338,7 @@ const (
 	DatapathProgSockConnect6 = "sock_connect6"
 	DatapathProgSockGetpeer4 = "sock_getpeer4"
 	DatapathProgSockGetpeer6 = "sock_getpeer6"
+	DatapathProgSockOps      = "sock_ops"
 	DatapathProgSockRecvmsg4 = "sock_recvmsg4"
 	DatapathProgSockRecvmsg6 = "sock_recvmsg6"
 	DatapathProgSockSendmsg4 = "sock_sendmsg4"
@@ -337,6 +350,8 @@ const (
 	DatapathVarCfgServices   = "cfg_services"
 	DatapathVarCfgSnatMax    = "cfg_snat_max"
 	DatapathVarCfgSnatMin    = "cfg_snat_min"
+	DatapathVarCfgSvcReset   = "cfg_svc_reset"
+	DatapathVarCfgSvcStats   = "cfg_svc_stats"
 	DatapathVarCfgVni        = "cfg_vni"
 	DatapathVarEpoch         = "epoch"
 	DatapathVarSharedTypes   = "shared_types"
@@ -391,6 +406,7 @@ type DatapathProgramSpecs struct {
 	SockConnect6 *ebpf.ProgramSpec `ebpf:"sock_connect6"`
 	SockGetpeer4 *ebpf.ProgramSpec `ebpf:"sock_getpeer4"`
 	SockGetpeer6 *ebpf.ProgramSpec `ebpf:"sock_getpeer6"`
+	SockOps      *ebpf.ProgramSpec `ebpf:"sock_ops"`
 	SockRecvmsg4 *ebpf.ProgramSpec `ebpf:"sock_recvmsg4"`
 	SockRecvmsg6 *ebpf.ProgramSpec `ebpf:"sock_recvmsg6"`
 	SockSendmsg4 *ebpf.ProgramSpec `ebpf:"sock_sendmsg4"`
@@ -416,6 +432,7 @@ type DatapathMapSpecs struct {
 	SkPeer   *ebpf.MapSpec `ebpf:"sk_peer"`
 	SkUdp    *ebpf.MapSpec `ebpf:"sk_udp"`
 	Svc      *ebpf.MapSpec `ebpf:"svc"`
+	SvcStats *ebpf.MapSpec `ebpf:"svc_stats"`
 	Uplinks  *ebpf.MapSpec `ebpf:"uplinks"`
 }
 
@@ -428,6 +445,8 @@ type DatapathVariableSpecs struct {
 	CfgServices   *ebpf.VariableSpec `ebpf:"cfg_services"`
 	CfgSnatMax    *ebpf.VariableSpec `ebpf:"cfg_snat_max"`
 	CfgSnatMin    *ebpf.VariableSpec `ebpf:"cfg_snat_min"`
+	CfgSvcReset   *ebpf.VariableSpec `ebpf:"cfg_svc_reset"`
+	CfgSvcStats   *ebpf.VariableSpec `ebpf:"cfg_svc_stats"`
 	CfgVni        *ebpf.VariableSpec `ebpf:"cfg_vni"`
 	Epoch         *ebpf.VariableSpec `ebpf:"epoch"`
 	SharedTypes   *ebpf.VariableSpec `ebpf:"shared_types"`
@@ -466,6 +485,7 @@ type DatapathMaps struct {
 	SkPeer   *ebpf.Map `ebpf:"sk_peer"`
 	SkUdp    *ebpf.Map `ebpf:"sk_udp"`
 	Svc      *ebpf.Map `ebpf:"svc"`
+	SvcStats *ebpf.Map `ebpf:"svc_stats"`
 	Uplinks  *ebpf.Map `ebpf:"uplinks"`
 }
 
@@ -484,6 +504,7 @@ func (m *DatapathMaps) Close() error {
 		m.SkPeer,
 		m.SkUdp,
 		m.Svc,
+		m.SvcStats,
 		m.Uplinks,
 	)
 }
@@ -497,6 +518,8 @@ type DatapathVariables struct {
 	CfgServices   *ebpf.Variable `ebpf:"cfg_services"`
 	CfgSnatMax    *ebpf.Variable `ebpf:"cfg_snat_max"`
 	CfgSnatMin    *ebpf.Variable `ebpf:"cfg_snat_min"`
+	CfgSvcReset   *ebpf.Variable `ebpf:"cfg_svc_reset"`
+	CfgSvcStats   *ebpf.Variable `ebpf:"cfg_svc_stats"`
 	CfgVni        *ebpf.Variable `ebpf:"cfg_vni"`
 	Epoch         *ebpf.Variable `ebpf:"epoch"`
 	SharedTypes   *ebpf.Variable `ebpf:"shared_types"`
@@ -513,6 +536,7 @@ type DatapathPrograms struct {
 	SockConnect6 *ebpf.Program `ebpf:"sock_connect6"`
 	SockGetpeer4 *ebpf.Program `ebpf:"sock_getpeer4"`
 	SockGetpeer6 *ebpf.Program `ebpf:"sock_getpeer6"`
+	SockOps      *ebpf.Program `ebpf:"sock_ops"`
 	SockRecvmsg4 *ebpf.Program `ebpf:"sock_recvmsg4"`
 	SockRecvmsg6 *ebpf.Program `ebpf:"sock_recvmsg6"`
 	SockSendmsg4 *ebpf.Program `ebpf:"sock_sendmsg4"`
@@ -530,6 +554,7 @@ func (p *DatapathPrograms) Close() error {
 		p.SockConnect6,
 		p.SockGetpeer4,
 		p.SockGetpeer6,
+		p.SockOps,
 		p.SockRecvmsg4,
 		p.SockRecvmsg6,
 		p.SockSendmsg4,

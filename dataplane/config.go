@@ -33,6 +33,8 @@ type Config struct {
 	// must not overlap the range of ephemeral ports of the node's own sockets,
 	// nor that of NodePorts.
 	SNATPorts PortRange `yaml:"snatPorts"`
+	// ServiceOptions are what services can do beyond Kubernetes' semantics.
+	ServiceOptions ServiceOptions `yaml:"serviceOptions"`
 	// Maps are the sizes of the maps, in entries.
 	Maps MapSizes `yaml:"maps"`
 	// Timeouts of idle flows.
@@ -53,6 +55,19 @@ type TunnelConfig struct {
 type PortRange struct {
 	Min uint16 `yaml:"min"`
 	Max uint16 `yaml:"max"`
+}
+
+// ServiceOptions are what services can do beyond Kubernetes' semantics.
+type ServiceOptions struct {
+	// Metrics counts connections, refusals and bytes per service.
+	Metrics bool `yaml:"metrics"`
+	// MaxMetrics is how many ports of services have counters of their own; the
+	// rest shares one set, whose namespace and name are empty.
+	MaxMetrics uint32 `yaml:"maxMetrics"`
+	// ResetConnections ends TCP connections to a backend that its service has
+	// lost for good; without it they end by themselves. A backend that
+	// terminates, and still serves, is not lost yet.
+	ResetConnections bool `yaml:"resetConnections"`
 }
 
 // MapSizes are the capacities of the maps, in entries.
@@ -89,6 +104,7 @@ func Default() Config {
 		Services:       true,
 		Tunnel:         TunnelConfig{Port: 8472, VNI: 1, Device: "nvx0"},
 		SNATPorts:      PortRange{Min: 61000, Max: 65535},
+		ServiceOptions: ServiceOptions{Metrics: true, MaxMetrics: 1024},
 		Maps: MapSizes{
 			Conntrack: 131072, Endpoints: 4096, Services: 65536,
 			Backends: 262144, Routes: 65536, Affinity: 16384,
@@ -126,6 +142,9 @@ func (c Config) Validate() error {
 	}
 	if c.SNATPorts.Min < 1024 || c.SNATPorts.Min > c.SNATPorts.Max {
 		fault("snatPorts: %d-%d is not a range of unprivileged ports", c.SNATPorts.Min, c.SNATPorts.Max)
+	}
+	if n := c.ServiceOptions.MaxMetrics; n < 1 || n > 1<<20 {
+		fault("serviceOptions.maxMetrics: %d is not between 1 and %d", n, 1<<20)
 	}
 	errs = append(errs, c.Maps.validate()...)
 	errs = append(errs, c.Timeouts.validate()...)

@@ -44,6 +44,10 @@ type Dataplane struct {
 	flows  maps.Conntrack
 	rates  maps.Rates
 
+	sockets  maps.Sockets
+	stats    maps.Stats
+	affinity maps.Affinity
+
 	flowCount atomic.Uint32 // records, as of the last sweep
 
 	cancel context.CancelFunc
@@ -145,6 +149,12 @@ func (d *Dataplane) Start(ctx context.Context) (retErr error) {
 	d.ups = maps.NewUplinks(d.kernel.Uplinks)
 	d.flows = maps.NewConntrack(d.kernel.Ct)
 	d.rates = maps.NewRates(d.kernel.Rates)
+	d.sockets = maps.NewSockets(d.kernel.SkUdp)
+	d.stats = maps.NewStats(d.kernel.SvcStats)
+	d.affinity = maps.NewAffinity(d.kernel.Aff)
+	if err := d.stats.Init(); err != nil {
+		return err
+	}
 	if err := d.bumpEpoch(); err != nil {
 		return err
 	}
@@ -180,10 +190,12 @@ func (d *Dataplane) options(cookie uint64) attach.Options {
 		BPFFS: d.cfg.BPFFS,
 		Sizes: map[string]uint32{
 			"ct": m.Conntrack, "eps": m.Endpoints, "svc": m.Services, "be": m.Backends,
-			"routes": m.Routes, "aff": m.Affinity, "rates": 2*m.Endpoints + 2,
+			"routes": m.Routes, "aff": m.Affinity, "rates": 2*m.Endpoints + 2, "svc_stats": d.cfg.ServiceOptions.MaxMetrics + 1,
 		},
 		Constants: map[string]any{
 			"cfg_services":    d.cfg.Services,
+			"cfg_svc_stats":   d.cfg.ServiceOptions.Metrics,
+			"cfg_svc_reset":   d.cfg.ServiceOptions.ResetConnections,
 			"cfg_host_cookie": cookie,
 			"cfg_vni":         d.cfg.Tunnel.VNI,
 			"cfg_snat_min":    d.cfg.SNATPorts.Min,
@@ -199,6 +211,7 @@ func (d *Dataplane) takeOver() error {
 	if err != nil {
 		return err
 	}
+	table.resets = d.cfg.ServiceOptions.ResetConnections
 	d.svcMu.Lock()
 	d.table, d.svcNode = table, d.node.serviceNode()
 	d.svcMu.Unlock()
@@ -234,7 +247,7 @@ func (d *Dataplane) attachSockets() error {
 	if cgroup == "" {
 		return errors.New("no cgroup v2 hierarchy: set cgroup, or turn socketServices off")
 	}
-	return d.kernel.Sockets(cgroup)
+	return d.kernel.Sockets(cgroup, d.cfg.ServiceOptions.Metrics)
 }
 
 // Stop ends what the daemon does; programs and maps stay in the kernel and go

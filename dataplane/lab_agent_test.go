@@ -34,7 +34,10 @@ type labCall struct {
 	Args json.RawMessage
 }
 
-type labReply struct{ Err string }
+type labReply struct {
+	Err string
+	Out json.RawMessage
+}
 
 func (h *host) startAgent(tb testing.TB) {
 	tb.Helper()
@@ -64,7 +67,10 @@ func (h *host) startAgent(tb testing.TB) {
 }
 
 // call calls a verb of the data path.
-func (a *agent) call(verb string, args any) error {
+func (a *agent) call(verb string, args any) error { return a.get(verb, args, nil) }
+
+// get calls a verb that answers something.
+func (a *agent) get(verb string, args, out any) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	raw, err := json.Marshal(args)
@@ -87,6 +93,9 @@ func (a *agent) call(verb string, args any) error {
 	}
 	if r.Err != "" {
 		return errors.New(r.Err)
+	}
+	if out != nil {
+		return json.Unmarshal(r.Out, out)
 	}
 	return nil
 }
@@ -147,6 +156,8 @@ func agentMain() int {
 				if err = json.Unmarshal(c.Args, &node); err == nil && d != nil {
 					err = d.SetNode(ctx, node)
 				}
+			case "Trace", "Frontends", "ServiceStats", "Usage":
+				r.Out, err = agentAsk(d, c)
 			default:
 				err = agentCall(ctx, d, c)
 			}
@@ -172,6 +183,30 @@ func with[T any](raw json.RawMessage, fn func(T) error) error {
 		return err
 	}
 	return fn(v)
+}
+
+// agentAsk calls the verbs that answer something.
+func agentAsk(d *Dataplane, c labCall) (json.RawMessage, error) {
+	var out any
+	var err error
+	switch c.Verb {
+	case "Trace":
+		err = with(c.Args, func(req TraceRequest) error {
+			traces, err := d.Trace(req)
+			out = traces
+			return err
+		})
+	case "Frontends":
+		out, err = d.Frontends()
+	case "ServiceStats":
+		out, err = d.ServiceStats()
+	default:
+		out, err = d.Usage()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(out)
 }
 
 func agentCall(ctx context.Context, d *Dataplane, c labCall) error {

@@ -25,7 +25,7 @@ import (
 const labEnv = "NODEAGENT_LAB"
 
 func TestMain(m *testing.M) {
-	roles := map[string]func() int{"agent": agentMain, "ask": askMain}
+	roles := map[string]func() int{"agent": agentMain, "ask": askMain, "talk": talkMain}
 	if role, ok := roles[os.Getenv(labEnv)]; ok {
 		os.Exit(role()) //nolint:forbidigo // a process of the laboratory, not a test
 	}
@@ -150,8 +150,9 @@ type pod struct {
 
 // lab is two networks: hosts on one link, and the world behind it.
 type lab struct {
-	world netns
-	hosts []*host
+	world     netns
+	hosts     []*host
+	configure func(*Config)
 }
 
 var worldAddrs = []netip.Addr{netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("2001:db8:ffff::1")}
@@ -165,8 +166,14 @@ func (l *lab) hostAddrs(i int) []netip.Addr {
 
 func newLab(tb testing.TB, hosts int) *lab {
 	tb.Helper()
+	return newLabWith(tb, hosts, func(*Config) {})
+}
+
+// newLabWith makes a laboratory whose hosts have another configuration.
+func newLabWith(tb testing.TB, hosts int, configure func(*Config)) *lab {
+	tb.Helper()
 	needRoot(tb)
-	l := &lab{world: newNetNS(tb, "world")}
+	l := &lab{world: newNetNS(tb, "world"), configure: configure}
 	l.world.run(tb, `
 		ip link add br0 type bridge
 		ip addr add 192.0.2.254/24 dev br0
@@ -211,6 +218,7 @@ func (l *lab) newHost(tb testing.TB, i int) *host {
 	h.cfg.BPFFS = filepath.Join(h.bpffs, "na")
 	h.cfg.Cgroup = h.cgroup
 	h.cfg.Maps = MapSizes{Conntrack: 8192, Endpoints: 256, Services: 4096, Backends: 16384, Routes: 1024, Affinity: 1024}
+	l.configure(&h.cfg)
 	h.node = Node{
 		Name:  h.name,
 		Addrs: a,

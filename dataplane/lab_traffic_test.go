@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -42,10 +43,17 @@ func (n netns) serveAt(tb testing.TB, name string, at netip.AddrPort) {
 	if err != nil {
 		tb.Fatal(err)
 	}
+	var open sync.Map // connections whose client may be gone without a word
+	var wg sync.WaitGroup
 	tb.Cleanup(func() {
 		if err := errors.Join(l.Close(), u.Close()); err != nil {
 			tb.Errorf("stop server: %v", err)
 		}
+		open.Range(func(c, _ any) bool {
+			c.(net.Conn).Close() //nolint:errcheck,forcetypeassert // nothing else is stored there, and it ends
+			return true
+		})
+		wg.Wait()
 	})
 	go func() {
 		for {
@@ -53,12 +61,14 @@ func (n netns) serveAt(tb testing.TB, name string, at netip.AddrPort) {
 			if err != nil {
 				return
 			}
-			go func() {
+			open.Store(c, true)
+			wg.Go(func() {
 				//nolint:errcheck // the client says what is missing
 				defer c.Close()
+				defer open.Delete(c)
 				fmt.Fprintf(c, "%s %s\n", name, plain(c.RemoteAddr())) //nolint:errcheck // as above
 				io.Copy(c, c)                                          //nolint:errcheck // as above
-			}()
+			})
 		}
 	}()
 	go func() {
@@ -143,6 +153,25 @@ func (n netns) ask(network string, to netip.AddrPort) (name, saw string, err err
 	})
 	return name, saw, err
 }
+
+// askFrom asks from an address and port.
+func (n netns) askFrom(network string, from, to netip.AddrPort) (name string, err error) {
+	err = n.do(func() error {
+		d := net.Dialer{Timeout: dialTimeout, LocalAddr: net.TCPAddrFromAddrPort(from)}
+		if network == "udp" {
+			d.LocalAddr = net.UDPAddrFromAddrPort(from)
+		}
+		c, err := d.Dial(network, to.String())
+		if err != nil {
+			return err
+		}
+		name, _, err = hello(c)
+		return err
+	})
+	return name, err
+}
+
+func dial(network, to string) (net.Conn, error) { return net.DialTimeout(network, to, dialTimeout) }
 
 // hello reads the server's first line.
 func hello(c net.Conn) (name, saw string, err error) {

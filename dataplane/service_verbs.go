@@ -4,6 +4,7 @@ package dataplane
 
 import (
 	"context"
+	"errors"
 
 	"k8s.io/apimachinery/pkg/types"
 
@@ -124,5 +125,9 @@ func (d *Dataplane) commit(c *change) error {
 	if len(c.lost) > 0 {
 		wake(d.sweepNow)
 	}
-	return d.table.commit(c)
+	err := d.table.commit(c)
+	for _, id := range c.ids {
+		err = errors.Join(err, d.stats.Delete(id))
+	}
+	return err
 }

@@ -36,6 +36,8 @@ type table struct {
 	// the next write on.
 	spare  []span
 	nextID uint32
+	// resets says that TCP connections to lost backends are wanted too.
+	resets bool
 }
 
 type owned struct {
@@ -43,6 +45,8 @@ type owned struct {
 	slices []*slice
 	fronts []maps.ServiceKey
 	ranges []maps.Range
+	// draining are backends of TCP that may finish what they have.
+	draining []service.Backend
 }
 
 // idKey names what shares affinity: one port in one family.
@@ -73,6 +77,7 @@ type change struct {
 	gone   []maps.ServiceKey
 	free   []span
 	lost   []lostBackend
+	ids    []uint32 // that are not in use any more
 	errs   []error
 }
 
@@ -133,7 +138,15 @@ func (t *table) set(c *change, owner string, entries []service.Entry) {
 			continue
 		}
 		next.fronts = append(next.fronts, key)
+		if t.resets && key.Proto == service.TCP {
+			next.draining = append(next.draining, e.Draining...)
+		}
 		t.put(c, owner, key, value)
+	}
+	for k, id := range old.ids {
+		if next.ids[k] != id {
+			c.ids = append(c.ids, id)
+		}
 	}
 	for _, key := range old.fronts {
 		if f := t.fronts[key]; f != nil && f.owner == owner && !slices.Contains(next.fronts, key) {

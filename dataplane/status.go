@@ -4,14 +4,11 @@ package dataplane
 
 import (
 	"context"
-	"net/netip"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/nodeagent/nodeagent/dataplane/maps"
 	"github.com/nodeagent/nodeagent/dataplane/observe"
-	"github.com/nodeagent/nodeagent/dataplane/service"
 )
 
 // Counters are what became of packets, by hook and reason, since the maps were
@@ -92,57 +89,6 @@ func (d *Dataplane) FlushFlows(match func(maps.Flow) bool) (int, error) {
 		return 0, err
 	}
 	return len(gone), d.flows.Delete(gone)
-}
-
-// Frontend is one frontend as the kernel has it.
-type Frontend struct {
-	service.Frontend
-	// Owner is "service namespace/name" or "endpoint id".
-	Owner    string
-	ID       uint32
-	Backends []netip.AddrPort
-	Affinity time.Duration
-}
-
-// Frontends returns the frontends in the data path, in no particular order.
-func (d *Dataplane) Frontends() []Frontend {
-	d.svcMu.Lock()
-	defer d.svcMu.Unlock()
-	if d.table == nil {
-		return nil
-	}
-	var out []Frontend
-	for owner, o := range d.table.owners {
-		for _, key := range o.fronts {
-			f := d.table.fronts[key]
-			if f == nil || f.owner != owner {
-				continue
-			}
-			out = append(out, d.table.describe(owner, o, key, f))
-		}
-	}
-	return out
-}
-
-func (t *table) describe(owner string, o *owned, key maps.ServiceKey, f *front) Frontend {
-	out := Frontend{
-		Owner: owner,
-		ID:    f.value.Id,
-		Frontend: service.Frontend{
-			Addr: netip.AddrFrom16(key.Addr.B).Unmap(), Port: maps.Port(key.Port),
-			Proto: key.Proto, Scope: service.Scope(key.Scope),
-		},
-		Affinity: maps.Duration(f.value.Affinity),
-	}
-	for _, s := range o.slices {
-		if s.base != f.value.Base || f.value.Count == 0 {
-			continue
-		}
-		for _, b := range s.backends {
-			out.Backends = append(out.Backends, netip.AddrPortFrom(b.Addr, b.Port))
-		}
-	}
-	return out
 }
 
 // Collector offers counters and usage as metrics.

@@ -112,6 +112,9 @@ func (d *Dataplane) sweepFlows(ctx context.Context) {
 		if _, err := d.sweep(gone, lost); err != nil {
 			d.log.ErrorContext(ctx, "sweep flows", "err", err)
 		}
+		if err := d.disconnect(lost); err != nil {
+			d.log.ErrorContext(ctx, "end sockets of removed backends", "err", err)
+		}
 	}
 }
 
@@ -121,26 +124,28 @@ func (d *Dataplane) sweep(gone map[netip.Addr]bool, lost map[lostBackend]bool) (
 	if err != nil {
 		return 0, err
 	}
-	var idle []flows.Flow
+	var idle, left []flows.Flow
 	count := uint32(0)
-	ended := func(f flows.Flow) bool { return touches(f, gone) || stranded(f, lost) }
 	err = d.flows.Each(func(f flows.Flow) bool {
 		count++
-		if ended(f) || d.idle(f, now) {
+		switch {
+		case touches(f, gone) || d.idle(f, now):
 			idle = append(idle, f)
+		case stranded(f, lost):
+			left = append(left, f)
 		}
 		return true
 	})
 	d.flowCount.Store(count)
 	// A translated flow lives as long as either of its records is used.
 	idle = slices.DeleteFunc(idle, func(f flows.Flow) bool {
-		if !f.Is(bpf.DatapathCtFlagsCT_XLAT) || ended(f) {
+		if !f.Is(bpf.DatapathCtFlagsCT_XLAT) || touches(f, gone) {
 			return false
 		}
 		other, ok := d.flows.Partner(f)
 		return ok && !d.idle(other, now)
 	})
-	return len(idle), errors.Join(err, d.flows.Delete(idle))
+	return len(idle) + len(left), errors.Join(err, d.flows.Delete(idle), d.abandon(left))
 }
 
 func touches(f flows.Flow, gone map[netip.Addr]bool) bool {

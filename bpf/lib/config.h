@@ -11,6 +11,12 @@
 /* Serve Kubernetes services. */
 volatile const bool cfg_services = true;
 
+/* Count connections and bytes of each service. */
+volatile const bool cfg_svc_stats = true;
+
+/* Connections to backends that are gone are reset. */
+volatile const bool cfg_svc_reset = false;
+
 /* Emit an event for every new flow. */
 volatile const bool cfg_flow_events = false;
 

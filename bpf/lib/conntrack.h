@@ -31,6 +31,8 @@ enum ct_flags {
 	CT_OUTSIDE = 0x200, /* begun from outside: replies leave by oif */
 	CT_SERVICE = 0x400, /* the destination was a service */
 	CT_HAIRPIN = 0x800, /* the sender is its own backend */
+	CT_RESET = 0x1000,  /* its backend is gone: the next packet of either side gets a RST */
+	CT_SOCKET = 0x2000, /* the socket was translated, the packets are not: svc is known */
 };
 
 #define CT_CLOSING (CT_FIN_ORIG | CT_FIN_REPLY | CT_RST)
@@ -191,6 +193,9 @@ __noinline int conntrack(struct pkt *pkt)
 		return 0;
 	}
 	pkt->known = true;
+	/* A RST is the end that they are to hear of: ours passes here too. */
+	if ((v->flags & CT_RESET) && !pkt->related && !(pkt->tcp_flags & TCP_RST))
+		return pkt->hook < HOOK_TOPOD ? -FWD_REJECT : -DROP_BACKEND;
 	pkt->lanes = v->epoch == pkt->epoch && v->lane[pkt->reply & 1].to;
 	if (!pkt->related)
 		ct_touch(v, pkt);

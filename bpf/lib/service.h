@@ -12,6 +12,7 @@
 #include "endpoint.h"
 #include "pkt.h"
 #include "reason.h"
+#include "stat.h"
 
 /* Who asks: traffic policies and source ranges tell the two apart. */
 enum scope {
@@ -246,13 +247,18 @@ static __always_inline int service_translate(struct pkt *pkt, const struct svc_v
 	struct backend to;
 	int ret;
 
-	if ((v->flags & SVC_RANGES) && !service_admits(v, &pkt->t.src))
+	if ((v->flags & SVC_RANGES) && !service_admits(v, &pkt->t.src)) {
+		stat_refused(v->id);
 		return -DROP_SOURCE;
-	if (!v->count)
+	}
+	if (!v->count) {
+		stat_refused(v->id);
 		return v->flags & SVC_DROP ? -DROP_BACKEND : -FWD_REJECT;
+	}
 	ret = service_select(v, &pkt->t.src, tuple_hash(&pkt->t), &to);
 	if (ret)
 		return ret;
+	stat_connection(v->id);
 	pkt->svc = v->id;
 	pkt->ct_flags |= CT_SERVICE;
 	pkt->n.dst = to.addr;

@@ -21,13 +21,17 @@
 
 #define ERR_REFUSED 111
 
+#define SOCK_AFFINITY 894 /* two minutes in ticks: as long as a UDP flow */
+#define SOCK_CLIENT   1	  /* marks a client that is one socket */
+
 struct peer {
 	struct addr addr;
 	__be16 port;
 	__u16 pad;
+	__u32 svc; /* id of the service, 0: unknown */
 };
 
-/* The service that a socket was connected to, for getpeername(). */
+/* The service that a socket was connected to, for getpeername() and statistics. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -44,7 +48,10 @@ struct sk_key {
 
 _Static_assert(sizeof(struct sk_key) == 32, "sk_key is a map key: no padding");
 
-/* Backend to service, for what UDP sockets of the node receive. */
+/*
+ * Backend to service, for what UDP sockets of the node receive; the agent finds
+ * sockets here whose backend is gone.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__type(key, struct sk_key);
@@ -140,9 +147,10 @@ static __noinline int sock_set_reply(struct bpf_sock_addr *ctx, const struct pee
  * to replace. Clients are told apart by their namespace: a socket has no
  * source address yet.
  */
-static __noinline int sock_translate(struct bpf_sock_addr *ctx, struct peer *to)
+static __noinline int sock_translate(struct bpf_sock_addr *ctx, struct peer *to, __u32 connect)
 {
 	struct addr client = {};
+	struct svc_value how;
 	struct backend b;
 	struct svc_value *v;
 	__u64 cookie;
@@ -152,23 +160,37 @@ static __noinline int sock_translate(struct bpf_sock_addr *ctx, struct peer *to)
 	v = sock_service(ctx, to);
 	if (!v)
 		return 0;
+	how = *v;
 	cookie = bpf_get_netns_cookie(ctx);
+	if (!connect && !(how.flags & SVC_AFFINITY)) {
+		/* What one socket sends without connect() stays together, as packets of a flow do. */
+		how.flags |= SVC_AFFINITY;
+		how.affinity = SOCK_AFFINITY;
+		cookie = bpf_get_socket_cookie(ctx);
+		client.b[15] = SOCK_CLIENT;
+	}
 	__builtin_memcpy(&client, &cookie, sizeof(cookie));
-	if (!v->count || service_select(v, &client, bpf_get_prandom_u32(), &b))
+	if (!how.count || service_select(&how, &client, bpf_get_prandom_u32(), &b)) {
+		stat_refused(how.id);
 		return -ERR_REFUSED;
+	}
+	if (connect)
+		stat_connection(how.id);
 	to->addr = b.addr;
 	to->port = b.port;
+	to->svc = how.id;
 	return 1;
 }
 
 static __always_inline int sock_out(struct bpf_sock_addr *ctx, struct peer *to, bool connect)
 {
 	struct peer asked = *to;
-	int ret = sock_translate(ctx, to);
+	int ret = sock_translate(ctx, to, connect);
 
 	if (ret < 0)
 		return ret;
-	if (ret && ctx->protocol == PROTO_UDP)
+	asked.svc = to->svc;
+	if (ret && (ctx->protocol == PROTO_UDP || (cfg_svc_reset && sock_of_host(ctx))))
 		sock_set_reply(ctx, &asked, to);
 	if (connect && (ret || ctx->protocol == PROTO_UDP))
 		sock_set_peer(ctx, ret ? &asked : NULL);

@@ -99,10 +99,11 @@ static __always_inline int verdict_express(struct __sk_buff *skb, __u8 hook, __u
 static __always_inline int verdict_stop(struct __sk_buff *skb, struct pkt *pkt, int ret)
 {
 	if (ret == -FWD_REJECT) {
-		count(skb, pkt->hook, FWD_REJECT);
 		ret = pkt->t.proto == PROTO_TCP ? reset(skb, pkt) : reject(skb, pkt);
-		if (!ret)
+		if (!ret) {
+			count(skb, pkt->hook, FWD_REJECT);
 			return (int)bpf_redirect(skb->ifindex, 0);
+		}
 	}
 	count(skb, pkt->hook, (__u8)-ret);
 	if (ret > -DROP_TRUNCATED)
@@ -121,6 +122,8 @@ __noinline int verdict(struct __sk_buff *skb, struct pkt *pkt, int ret)
 	if (ret)
 		return verdict_stop(skb, pkt, ret);
 	count(skb, pkt->hook, pkt->act);
+	if (pkt->svc && (pkt->ct_flags & CT_SERVICE))
+		stat_bytes(pkt->svc, pkt->reply ? 0 : skb->len, pkt->reply ? skb->len : 0);
 	if (cfg_flow_events && !pkt->known)
 		emit(skb, pkt, pkt->act);
 	act = send(skb, pkt);

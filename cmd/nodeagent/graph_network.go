@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"maps"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/nodeagent/nodeagent/api"
 	"github.com/nodeagent/nodeagent/cni"
 	"github.com/nodeagent/nodeagent/dataplane"
@@ -21,10 +23,13 @@ func (g *graph) addNetwork(context.Context) error {
 		return err
 	}
 	g.dataplane = dp
-	if err := g.health.registry.Register(dp.Collector()); err != nil {
-		return fmt.Errorf("register metrics of the data path: %w", err)
+	for _, c := range []prometheus.Collector{dp.Collector(), dp.ServiceCollector()} {
+		if err := g.health.registry.Register(c); err != nil {
+			return fmt.Errorf("register metrics of the data path: %w", err)
+		}
 	}
 	maps.Copy(g.routes, dataplaneRoutes(dp))
+	maps.Copy(g.routes, serviceRoutes(dp))
 	if cfg.Enabled {
 		if err := g.newNetwork(); err != nil {
 			return err

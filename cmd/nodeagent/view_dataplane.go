@@ -11,7 +11,6 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -21,16 +20,6 @@ import (
 	"github.com/nodeagent/nodeagent/dataplane/maps"
 	"github.com/nodeagent/nodeagent/dataplane/observe"
 )
-
-// serviceView is one frontend as `nodeagent services` shows it.
-type serviceView struct {
-	Owner    string           `json:"owner"`
-	Addr     netip.Addr       `json:"addr"`
-	Port     uint16           `json:"port"`
-	Protocol string           `json:"protocol"`
-	Affinity string           `json:"affinity,omitempty"`
-	Backends []netip.AddrPort `json:"backends"`
-}
 
 // flowView is one record of the conntrack table.
 type flowView struct {
@@ -65,27 +54,11 @@ type flushed struct {
 // dataplaneRoutes are the calls about what the data path holds and does.
 func dataplaneRoutes(d *dataplane.Dataplane) map[string]http.Handler {
 	return map[string]http.Handler{
-		"GET /v1/services":         api.JSON(func(*http.Request) ([]serviceView, error) { return viewServices(d.Frontends()), nil }),
 		"GET /v1/conntrack":        api.JSON(func(*http.Request) ([]flowView, error) { return viewFlows(d) }),
 		"POST /v1/conntrack/flush": api.JSON(func(r *http.Request) (flushed, error) { return flushFlows(d, r.URL.Query().Get("addr")) }),
 		"GET /v1/counters":         api.JSON(func(*http.Request) (countersView, error) { return viewCounters(d) }),
 		"GET /v1/drops":            http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { streamDrops(d, w, r) }),
 	}
-}
-
-func viewServices(fronts []dataplane.Frontend) []serviceView {
-	out := make([]serviceView, 0, len(fronts))
-	for _, f := range fronts {
-		v := serviceView{Owner: f.Owner, Addr: f.Addr, Port: f.Port, Protocol: protocol(f.Proto), Backends: f.Backends}
-		if f.Affinity > 0 {
-			v.Affinity = f.Affinity.String()
-		}
-		out = append(out, v)
-	}
-	slices.SortFunc(out, func(a, b serviceView) int {
-		return strings.Compare(a.Owner+a.Addr.String()+a.Protocol+strconv.Itoa(int(a.Port)), b.Owner+b.Addr.String()+b.Protocol+strconv.Itoa(int(b.Port)))
-	})
-	return out
 }
 
 func viewFlows(d *dataplane.Dataplane) ([]flowView, error) {
@@ -161,20 +134,6 @@ func protocol(n uint8) string {
 	default:
 		return strconv.Itoa(int(n))
 	}
-}
-
-func servicesCommand() *cobra.Command {
-	return showCommand("services", "Show the services in the data path and their backends", "/v1/services", func(all []serviceView) *table {
-		t := &table{header: []string{"OWNER", "FRONTEND", "PROTOCOL", "AFFINITY", "BACKENDS"}}
-		for _, s := range all {
-			backends := make([]string, 0, len(s.Backends))
-			for _, b := range s.Backends {
-				backends = append(backends, b.String())
-			}
-			t.add(s.Owner, netip.AddrPortFrom(s.Addr, s.Port).String(), s.Protocol, s.Affinity, strings.Join(backends, " "))
-		}
-		return t
-	})
 }
 
 func countersCommand() *cobra.Command {

@@ -27,6 +27,7 @@ func (k *Kernel) sockHooks() []sockHook {
 		{"getpeername6", ebpf.AttachCgroupInet6GetPeername, k.SockGetpeer6},
 		{"sendmsg4", ebpf.AttachCGroupUDP4Sendmsg, k.SockSendmsg4},
 		{"sendmsg6", ebpf.AttachCGroupUDP6Sendmsg, k.SockSendmsg6},
+		{"sockops", ebpf.AttachCGroupSockOps, k.SockOps},
 		{"connect4", ebpf.AttachCGroupInet4Connect, k.SockConnect4},
 		{"connect6", ebpf.AttachCGroupInet6Connect, k.SockConnect6},
 	}
@@ -34,8 +35,15 @@ func (k *Kernel) sockHooks() []sockHook {
 
 // Sockets attaches the socket programs to a cgroup, or replaces them: those
 // that translate back first, so that no socket sees only one half.
-func (k *Kernel) Sockets(cgroup string) error {
+// Statistics of connections need one program more.
+func (k *Kernel) Sockets(cgroup string, stats bool) error {
 	for _, h := range k.sockHooks() {
+		if h.at == ebpf.AttachCGroupSockOps && !stats {
+			if err := k.forgetSocket(h); err != nil {
+				return err
+			}
+			continue
+		}
 		pin := k.linkPin(pinSock + h.name)
 		l, err := link.LoadPinnedLink(pin, nil)
 		switch {
@@ -75,11 +83,16 @@ func (k *Kernel) attachSocket(cgroup string, h sockHook, pin string) (link.Link,
 func (k *Kernel) ForgetSockets() error {
 	var errs []error
 	for _, h := range k.sockHooks() {
-		if err := os.Remove(k.linkPin(pinSock + h.name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-		}
+		errs = append(errs, k.forgetSocket(h))
 	}
 	return errors.Join(errs...)
+}
+
+func (k *Kernel) forgetSocket(h sockHook) error {
+	if err := os.Remove(k.linkPin(pinSock + h.name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // CgroupRoot is the root of the cgroup v2 hierarchy; empty when there is none.

@@ -144,6 +144,23 @@ func (c Conntrack) Delete(flows []Flow) error {
 	return errors.Join(errs...)
 }
 
+// Mark adds flags to a record, and closes its short cut so that the next packet
+// meets them; one that is gone is no fault. What the programs write to it
+// meanwhile may be lost.
+func (c Conntrack) Mark(f Flow, flags bpf.DatapathCtFlags) error {
+	var v bpf.DatapathCtValue
+	err := c.m.Lookup(f.key, &v)
+	if err == nil {
+		v.Flags |= uint32(flags)
+		v.Lane[0].To, v.Lane[1].To = 0, 0
+		err = c.m.Update(f.key, v, ebpf.UpdateExist)
+	}
+	if err == nil || errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil
+	}
+	return fmt.Errorf("mark flow: %w", err)
+}
+
 func flowOf(key bpf.DatapathTuple, v bpf.DatapathCtValue) Flow {
 	f := Flow{
 		Orig:    TupleOf(key),

@@ -75,6 +75,9 @@ type Entry struct {
 	// Backends are sorted and without duplicates; none means: reject,
 	// or drop with Drop.
 	Backends []Backend
+	// Draining are endpoints that terminate and still serve: they get nothing
+	// new while there are others, and keep what they have.
+	Draining []Backend
 	// Affinity keeps a client at its backend for so long after its last
 	// connection; 0: no affinity.
 	Affinity time.Duration
@@ -156,7 +159,8 @@ func (c *compiler) port(clusterIP netip.Addr, port corev1.ServicePort) {
 	anywhere := len(choose(eps, func(e endpoint) bool { return e.usable() || e.draining() })) > 0
 	inside := Entry{
 		Port: port.Name, Backends: cluster, Affinity: affinity(spec),
-		Maglev: c.object.Service.Annotations[LoadBalancing] == maglev,
+		Maglev:   c.object.Service.Annotations[LoadBalancing] == maglev,
+		Draining: choose(eps, endpoint.draining),
 	}
 	onlyHere := inside
 	onlyHere.Backends, onlyHere.Local, onlyHere.Drop = local, true, anywhere && len(local) == 0
