@@ -25,12 +25,12 @@ deps: ## install Debian packages and build containerd, runc, Kubernetes and the 
 	@tools/deps.sh $(ONLY)
 
 .PHONY: generate
-generate: ## regenerate what is made from C: the BPF programs and the sandbox init
-	go generate ./bpf/... ./cri/sandbox/...
+generate: ## regenerate what is made from C: the BPF programs, the sandbox init and the exec helper
+	go generate ./bpf/... ./cri/sandbox/... ./cmd/nodeagent-shim/...
 
 .PHONY: check-generate
 check-generate: generate ## fail when generated files are not those that are committed
-	git diff --exit-code -- bpf cri/sandbox
+	git diff --exit-code -- bpf cri/sandbox cmd/nodeagent-shim
 
 .PHONY: build
 build: ## build the programs into bin/

@@ -68,7 +68,17 @@ type Handler struct {
 	PrivilegedWithoutHostDevices bool `yaml:"privilegedWithoutHostDevices"`
 	// CgroupWritable mounts cgroups writable into unprivileged containers.
 	CgroupWritable bool `yaml:"cgroupWritable"`
+	// Exec says who makes the processes of exec: see ExecDirect and ExecRuntime; empty means ExecDirect.
+	Exec string `yaml:"exec"`
 }
+
+// Ways to make the process of an exec.
+const (
+	// ExecDirect lets nodeagent's own shim make it, confined as runc would, where nothing about the container is unusual.
+	ExecDirect = "direct"
+	// ExecRuntime has the OCI runtime make it.
+	ExecRuntime = "runtime"
+)
 
 // Default returns the configuration of a node with runc.
 func Default() Config {
@@ -110,6 +120,9 @@ func (c Config) Validate() error {
 			if err := sandbox.CheckMode(h.Sandbox); err != nil {
 				errs = append(errs, fmt.Errorf("handlers[%s].sandbox: %w", name, err))
 			}
+		}
+		if h.Exec != "" && h.Exec != ExecDirect && h.Exec != ExecRuntime {
+			errs = append(errs, fmt.Errorf("handlers[%s].exec: %q is neither %s nor %s", name, h.Exec, ExecDirect, ExecRuntime))
 		}
 		if h.Path != "" && !filepath.IsAbs(h.Path) {
 			errs = append(errs, fmt.Errorf("handlers[%s].path: %q is not an absolute path", name, h.Path))

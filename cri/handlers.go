@@ -61,6 +61,14 @@ func (h *handlers) ours(name string) bool {
 	return err == nil && k.Runtime.Type == containerd.ShimType
 }
 
+// direct says whether a handler's containers get the processes of exec from the shim itself.
+func (h *handlers) direct(name string) bool {
+	if name == "" {
+		name = h.cfg.DefaultHandler
+	}
+	return h.cfg.Handlers[name].Exec != ExecRuntime
+}
+
 // get finds a handler; "" is the default one.
 func (h *handlers) get(name string) (sandbox.Handler, error) {
 	if name == "" {

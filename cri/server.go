@@ -131,7 +131,8 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Server, error) {
 		Store: s.store, Containerd: deps.Containerd, Images: imageFinder{s.images, deps.Containerd},
 		Streams: shim.Opener{
 			FIFOs: container.FIFOs{Control: deps.Containerd, MaxLogSize: cfg.Container.MaxLogSize},
-			Ours:  s.handlers.ours, SandboxDir: func(id string) string { return string(s.sandboxes.Dir(id)) },
+			Ours:  s.handlers.ours, Direct: s.handlers.direct,
+			SandboxDir: func(id string) string { return string(s.sandboxes.Dir(id)) },
 		},
 		SandboxDir: func(id string) sandbox.Dir { return s.sandboxes.Dir(id) },
 		Handler:    s.handlers.get,

@@ -91,11 +91,11 @@ func (r *rig) grows(file string) {
 }
 
 // processes are those whose command line has all of the words.
-func processes(t *testing.T, words ...string) []int {
-	t.Helper()
+func processes(tb testing.TB, words ...string) []int {
+	tb.Helper()
 	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	var out []int
 	for _, file := range files {
@@ -105,7 +105,7 @@ func processes(t *testing.T, words ...string) []int {
 		}
 		pid, err := strconv.Atoi(strings.Split(file, "/")[2])
 		if err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		out = append(out, pid)
 	}

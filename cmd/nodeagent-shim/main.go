@@ -13,6 +13,11 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strconv"
+	"time"
+
+	"github.com/nodeagent/nodeagent/cmd/nodeagent-shim/enter"
+	"github.com/nodeagent/nodeagent/cmd/nodeagent-shim/task"
 )
 
 // runtimeName is the runtime type that containerd derives this program's name from when no path is configured.
@@ -48,6 +53,8 @@ func main() {
 		_, err = fmt.Printf("%s:\n  Version:  %s\n  Go version: %s\n", runtimeName, version, runtime.Version())
 	case info:
 		err = printInfo(context.Background())
+	case flag.Arg(0) == task.CaptureAction:
+		err = capture(context.Background(), flag.Args()[1:])
 	default:
 		err = act(context.Background(), f, flag.Arg(0))
 	}
@@ -55,6 +62,23 @@ func main() {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", runtimeName, err)
 		os.Exit(1)
 	}
+}
+
+// captureTimeout is how long a container may wait for its start and be followed.
+const captureTimeout = 10 * time.Second
+
+// capture keeps the seccomp filter of a container that is being started; see task.CaptureAction.
+func capture(ctx context.Context, args []string) error {
+	if len(args) != 3 {
+		return fmt.Errorf("%s is run by the shim", task.CaptureAction)
+	}
+	pid, err := strconv.Atoi(args[0])
+	if err != nil {
+		return fmt.Errorf("process %q: %w", args[0], err)
+	}
+	// A tracer that ends lets go, whatever it waits for.
+	time.AfterFunc(captureTimeout, func() { os.Exit(1) })
+	return enter.Capture(ctx, pid, args[1], args[2], os.Stdout)
 }
 
 func act(ctx context.Context, f flags, action string) error {

@@ -31,6 +31,8 @@ type Opener struct {
 	FIFOs container.FIFOs
 	// Ours says whether a runtime handler's containers have our shim.
 	Ours func(handler string) bool
+	// Direct says whether the shim makes the processes of exec itself.
+	Direct func(handler string) bool
 	// SandboxDir is the directory of a sandbox, where its shim has its socket.
 	SandboxDir func(id string) string
 }
@@ -56,7 +58,7 @@ func (o Opener) Reattach(c *store.Container, dir string) (container.Streams, err
 func (o Opener) streams(c *store.Container) *streams {
 	cfg := c.Config.M
 	dir := o.SandboxDir(c.SandboxID)
-	out := link.Output{Log: c.LogPath, MaxSize: o.FIFOs.MaxLogSize, Dir: dir}.URI()
+	out := link.Output{Log: c.LogPath, MaxSize: o.FIFOs.MaxLogSize, Dir: dir, Direct: o.Direct(c.Handler)}.URI()
 	s := &streams{
 		id: c.ID, dir: dir, control: o.FIFOs.Control,
 		paths: containerd.Streams{Terminal: cfg.GetTty(), Stdout: out}, closed: make(chan struct{}),

@@ -32,9 +32,15 @@ type state struct {
 
 func (r *Runtime) dir(id string) string { return filepath.Join(r.Root, id) }
 
+// Dir is the OCI runtime's directory of a container.
+func (r *Runtime) Dir(id string) string { return r.dir(id) }
+
+// Runc says whether the OCI runtime is runc, whose state and ways are known.
+func (r *Runtime) Runc() bool { return filepath.Base(r.Binary) == "runc" }
+
 // plain returns runc's state of a container when this process may act on it in runc's place.
 func (r *Runtime) plain(id string, hooks ...string) (*state, bool) {
-	if filepath.Base(r.Binary) != "runc" || r.Systemd {
+	if !r.Runc() || r.Systemd {
 		return nil, false
 	}
 	raw, err := os.ReadFile(filepath.Join(r.dir(id), "state.json"))

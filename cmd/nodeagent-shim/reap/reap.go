@@ -129,6 +129,17 @@ func (r *Reaper) Signal(pid int, sig unix.Signal) (bool, error) {
 	return true, nil
 }
 
+// Holding calls fn while a process that Wait was called for cannot be collected, so that its number is its own. False means
+// that it has been.
+func (r *Reaper) Holding(pid int, fn func() error) (bool, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, ok := r.waiting[pid]; !ok {
+		return false, nil
+	}
+	return true, fn()
+}
+
 // Command is a helper process.
 type Command struct {
 	Path string

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/nodeagent/nodeagent/cmd/nodeagent-shim/enter"
 	"github.com/nodeagent/nodeagent/cmd/nodeagent-shim/oci"
 	"github.com/nodeagent/nodeagent/cri/logs"
 )
@@ -37,6 +38,8 @@ type container struct {
 	log   *logs.Log
 	hub   *hub
 	oom   oomFile
+	// entry makes further processes without the OCI runtime; nil when that makes them all.
+	entry *enter.Container
 
 	busy sync.Mutex // held by delete and freeze, which exclude each other
 
@@ -121,6 +124,7 @@ func (c *container) create(ctx context.Context, r *request) (retErr error) {
 		}
 		c.oom = findOOM(p.pid)
 	}
+	c.entry = c.newEntry(r)
 	p.state = stateCreated
 	c.init = p
 	c.s.deps.Events(created(r, p.pid))

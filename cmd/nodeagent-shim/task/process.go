@@ -4,6 +4,7 @@ package task
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/nodeagent/nodeagent/cmd/nodeagent-shim/enter"
 	"github.com/nodeagent/nodeagent/cmd/nodeagent-shim/oci"
 	"github.com/nodeagent/nodeagent/cmd/nodeagent-shim/reap"
 )
@@ -123,7 +125,11 @@ func (p *process) launch(ctx context.Context, call func(context.Context, oci.Lau
 		return err
 	}
 	if console != nil {
-		if err := p.adopt(console); err != nil {
+		terminal, err := console.receive()
+		if err == nil {
+			err = p.adopt(terminal)
+		}
+		if err != nil {
 			_ = unix.Kill(pid, unix.SIGKILL) // not collected before Starting ends
 			return err
 		}
@@ -170,7 +176,9 @@ func (p *process) start(ctx context.Context) error {
 	case p.restore != nil:
 		err = p.launch(ctx, func(ctx context.Context, l oci.Launch) error { return p.c.rt.Restore(ctx, p.c.id, *p.restore, l) })
 	default:
+		done := p.c.capture(ctx)
 		err = p.c.rt.Start(ctx, p.c.id, p.died)
+		done()
 	}
 	if err != nil {
 		return err
@@ -185,6 +193,9 @@ func (p *process) startExec(ctx context.Context) error {
 	case <-p.c.init.died:
 		return fmt.Errorf("container %s is not running: %w", p.c.id, errdefs.ErrFailedPrecondition)
 	default:
+	}
+	if err := p.enter(ctx); !errors.Is(err, enter.ErrUnable) {
+		return err
 	}
 	return p.launch(ctx, func(ctx context.Context, l oci.Launch) error { return p.c.rt.Exec(ctx, p.c.id, p.spec, l) })
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/nodeagent/nodeagent/cmd/nodeagent-shim/enter"
 	"github.com/nodeagent/nodeagent/cmd/nodeagent-shim/oci"
 	"github.com/nodeagent/nodeagent/cmd/nodeagent-shim/reap"
 	"github.com/nodeagent/nodeagent/cmd/nodeagent-shim/ttrpc"
@@ -39,7 +40,8 @@ type Deps struct {
 
 // Service is the task service.
 type Service struct {
-	deps Deps
+	deps    Deps
+	program enter.Program // of all containers
 
 	mu         sync.Mutex // guards what follows
 	containers map[string]*container

@@ -142,15 +142,7 @@ func (p *process) open() (*consoleSocket, error) {
 	if p.exec == "" && p.c.log != nil {
 		return nil, p.openPiped()
 	}
-	for i, path := range []string{p.stdin, p.stdout, p.stderr} {
-		f, err := openDirect(path, i)
-		if err != nil {
-			p.io.close()
-			return nil, err
-		}
-		p.io.child[i] = f
-	}
-	return nil, nil //nolint:nilnil // no terminal is a valid answer
+	return nil, p.openAll()
 }
 
 // openPiped makes the pipes of a container that has a log.
@@ -178,6 +170,19 @@ func (p *process) openPiped() error {
 	p.io.input = w
 	p.io.mu.Unlock()
 	p.c.hub.setInput(w, once, p.io.closeStdin)
+	return nil
+}
+
+// openAll opens the streams for the process itself.
+func (p *process) openAll() error {
+	for i, path := range []string{p.stdin, p.stdout, p.stderr} {
+		f, err := openDirect(path, i)
+		if err != nil {
+			p.io.close()
+			return err
+		}
+		p.io.child[i] = f
+	}
 	return nil
 }
 
@@ -211,12 +216,8 @@ func openDirect(path string, fd int) (*os.File, error) {
 	return os.NewFile(uintptr(n), path), nil
 }
 
-// adopt takes the terminal that arrived and begins to copy.
-func (p *process) adopt(s *consoleSocket) error {
-	console, err := s.receive()
-	if err != nil {
-		return err
-	}
+// adopt takes our end of the process's terminal and begins to copy.
+func (p *process) adopt(console *os.File) error {
 	p.io.keep(console)
 	p.io.mu.Lock()
 	p.io.console = console

@@ -26,6 +26,9 @@ import (
 // Scheme marks the stream URIs that only nodeagent's shim understands.
 const Scheme = "nodeagent"
 
+// execDirect is the value of Output.Direct in a URI.
+const execDirect = "direct"
+
 // SocketName is the pod's socket in its directory.
 const SocketName = "io.sock"
 
@@ -37,6 +40,8 @@ type Output struct {
 	MaxSize int64
 	// Dir is the directory with the pod's socket.
 	Dir string
+	// Direct lets the shim make further processes of the container itself where it can; otherwise the OCI runtime makes all.
+	Direct bool
 }
 
 // URI is the form in which it travels as the path of stdout (and of stderr).
@@ -44,6 +49,9 @@ func (o Output) URI() string {
 	q := url.Values{"dir": {o.Dir}}
 	if o.MaxSize > 0 {
 		q.Set("max", strconv.FormatInt(o.MaxSize, 10))
+	}
+	if o.Direct {
+		q.Set("exec", execDirect)
 	}
 	return (&url.URL{Scheme: Scheme, Path: "/" + strings.TrimPrefix(o.Log, "/"), RawQuery: q.Encode()}).String()
 }
@@ -58,7 +66,7 @@ func ParseOutput(s string) (o Output, ok bool, err error) {
 		return Output{}, true, fmt.Errorf("stream %q: %w", s, err)
 	}
 	q := u.Query()
-	o = Output{Log: u.Path, Dir: q.Get("dir")}
+	o = Output{Log: u.Path, Dir: q.Get("dir"), Direct: q.Get("exec") == execDirect}
 	if o.Log == "/" {
 		o.Log = ""
 	}

@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package enter
+
+import _ "embed"
+
+//go:embed helper_arm64.bin
+var helper []byte
