@@ -7,16 +7,16 @@ import (
 	"net"
 	"net/url"
 
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/nodeagent/nodeagent/kube/apiclient"
 )
 
 // Client is the agent's one connection to the API server; all rooms that
 // speak with it share the connection, the credentials and the rate limit.
 type Client struct {
-	// Interface is the typed client for built-in kinds; it speaks protobuf.
-	kubernetes.Interface
+	*apiclient.Client
 
 	cfg  *rest.Config
 	dial *dialer
@@ -40,19 +40,12 @@ func Connect(cfg Config, version string) (*Client, error) {
 	rc.Dial = d.dial
 	rc.QPS, rc.Burst = cfg.QPS, cfg.Burst
 	rc.UserAgent = "nodeagent/" + version
-	typed := rest.CopyConfig(rc)
-	typed.ContentType = "application/vnd.kubernetes.protobuf"
-	typed.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
-	cs, err := kubernetes.NewForConfig(typed)
+	c, err := apiclient.New(rc)
 	if err != nil {
-		return nil, fmt.Errorf("make client for %s: %w", rc.Host, err)
+		return nil, err
 	}
-	return &Client{Interface: cs, cfg: rc, dial: d}, nil
+	return &Client{Client: c, cfg: rc, dial: d}, nil
 }
-
-// RESTConfig is a copy of the connection's configuration, for clients of
-// kinds that are not built in.
-func (c *Client) RESTConfig() *rest.Config { return rest.CopyConfig(c.cfg) }
 
 // Server is the URL of the API server, for people.
 func (c *Client) Server() string { return c.cfg.Host }

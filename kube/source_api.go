@@ -14,8 +14,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/nodeagent/nodeagent/kube/apiclient"
 )
 
 // apiSource follows kinds at an API server. An API server that is away, or
@@ -42,41 +43,44 @@ type apiFollow struct {
 
 var _ source = (*apiSource)(nil)
 
-// apiKind is how a kind is asked for.
-type apiKind struct {
-	getter  func(*Client) cache.Getter
+// lister asks for the objects of one kind.
+type lister struct {
+	list  func(context.Context, metav1.ListOptions) (runtime.Object, error)
+	watch func(context.Context, metav1.ListOptions) (watch.Interface, error)
+	// example is an object of the kind.
 	example runtime.Object
-	labels  string
-	fields  string
+	// labels and fields choose the objects.
+	labels, fields string
 }
 
-func apiKindOf(k kind) apiKind {
-	core := func(c *Client) cache.Getter { return c.CoreV1().RESTClient() }
+// listerOf says how a kind is asked for.
+func listerOf(c *Client, k kind) lister {
 	switch k {
 	case kindNodes:
-		return apiKind{getter: core, example: &corev1.Node{}}
+		return ask(c.Nodes(), &corev1.Node{})
 	case kindServices:
-		return apiKind{
-			getter: core, example: &corev1.Service{},
-			labels: "!" + LabelServiceProxyName, fields: "spec.clusterIP!=" + corev1.ClusterIPNone,
-		}
+		l := ask(c.Services(metav1.NamespaceAll), &corev1.Service{})
+		l.labels, l.fields = "!"+LabelServiceProxyName, "spec.clusterIP!="+corev1.ClusterIPNone
+		return l
 	case kindSlices:
-		return apiKind{
-			getter:  func(c *Client) cache.Getter { return c.DiscoveryV1().RESTClient() },
-			example: &discoveryv1.EndpointSlice{},
-			labels:  "!" + LabelServiceProxyName + ",!" + corev1.IsHeadlessService,
-		}
+		l := ask(c.EndpointSlices(metav1.NamespaceAll), &discoveryv1.EndpointSlice{})
+		l.labels = "!" + LabelServiceProxyName + ",!" + corev1.IsHeadlessService
+		return l
 	case kindPods:
-		return apiKind{getter: core, example: &corev1.Pod{}}
+		return ask(c.Pods(metav1.NamespaceAll), &corev1.Pod{})
 	case kindNamespaces:
-		return apiKind{getter: core, example: &corev1.Namespace{}}
+		return ask(c.Namespaces(), &corev1.Namespace{})
 	case kindPolicies:
-		return apiKind{
-			getter:  func(c *Client) cache.Getter { return c.NetworkingV1().RESTClient() },
-			example: &networkingv1.NetworkPolicy{},
-		}
+		return ask(c.NetworkPolicies(metav1.NamespaceAll), &networkingv1.NetworkPolicy{})
 	default:
-		return apiKind{}
+		return lister{}
+	}
+}
+
+func ask[T, L runtime.Object](r apiclient.Resource[T, L], example T) lister {
+	return lister{
+		list:  func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return r.List(ctx, o) },
+		watch: r.Watch, example: example,
 	}
 }
 
@@ -86,9 +90,8 @@ func newAPISource(client *Client, log *slog.Logger, m *metrics) *apiSource {
 
 func (s *apiSource) follow(k kind, onChange func(obj any)) {
 	f := &apiFollow{}
-	f.informer = cache.NewSharedIndexInformer(
-		cache.ToListWatcherWithWatchListSemantics(s.listWatch(k, f), s.client.Interface),
-		apiKindOf(k).example, 0, indexers(k))
+	l := listerOf(s.client, k)
+	f.informer = cache.NewSharedIndexInformer(s.listWatch(k, f, l), l.example, 0, indexers(k))
 	// None of these calls can fail before the informer runs.
 	_ = f.informer.SetTransform(slim)
 	_ = f.informer.SetWatchErrorHandlerWithContext(
@@ -114,21 +117,17 @@ func (s *apiSource) follow(k kind, onChange func(obj any)) {
 // listWatch asks the server for a kind, and notes whether it answered. (The
 // informer's error handler would not do: it does not hear of refused
 // connections.)
-func (s *apiSource) listWatch(k kind, f *apiFollow) *cache.ListWatch {
-	ak := apiKindOf(k)
-	request := func(o *metav1.ListOptions) *rest.Request {
-		o.LabelSelector, o.FieldSelector = ak.labels, ak.fields
-		return ak.getter(s.client).Get().Resource(string(k)).VersionedParams(o, metav1.ParameterCodec)
-	}
+func (s *apiSource) listWatch(k kind, f *apiFollow, l lister) *cache.ListWatch {
 	return &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			list, err := request(&o).Do(ctx).Get()
+			o.LabelSelector, o.FieldSelector = l.labels, l.fields
+			list, err := l.list(ctx, o)
 			s.note(ctx, k, f, err)
 			return list, err
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			o.Watch = true
-			w, err := request(&o).Watch(ctx)
+			o.LabelSelector, o.FieldSelector = l.labels, l.fields
+			w, err := l.watch(ctx, o)
 			s.note(ctx, k, f, err)
 			return w, err
 		},

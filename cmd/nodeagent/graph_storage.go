@@ -52,7 +52,7 @@ func (g *graph) addStorageControllers(context.Context) error {
 	}
 	driver := csipb.NewControllerClient(conn)
 	c, err := storage.New(cfg.Controllers, storage.Deps{
-		Log: g.log, Node: g.cfg.Node.Name, Client: g.kube, REST: g.kube.RESTConfig(),
+		Log: g.log, Node: g.cfg.Node.Name, Client: g.kube.Client,
 		Volumes: driver, Snapshots: driver, SELinuxMount: g.storage.DriverInfo().SELinuxMount,
 	})
 	if err != nil {

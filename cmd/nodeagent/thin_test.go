@@ -66,3 +66,29 @@ func makeTags(t *testing.T) string {
 	t.Fatal("Makefile: no TAGS")
 	return ""
 }
+
+// TestLinksFewAPIGroups holds which groups of the Kubernetes API are linked, and
+// that none of the packages is that once made up half of the program.
+func TestLinksFewAPIGroups(t *testing.T) {
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "-tags", makeTags(t), ".").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	groups := map[string]bool{"core/v1": true, "discovery/v1": true, "networking/v1": true, "storage/v1": true}
+	for pkg := range strings.Lines(string(out)) {
+		pkg = strings.TrimSpace(pkg)
+		if group, ok := strings.CutPrefix(pkg, "k8s.io/api/"); ok && !groups[group] {
+			t.Errorf("links the API group %s", group)
+		}
+		for _, heavy := range []string{
+			"k8s.io/client-go/kubernetes", "k8s.io/client-go/informers", "k8s.io/client-go/listers",
+			"k8s.io/client-go/applyconfigurations", "k8s.io/client-go/discovery", "k8s.io/client-go/dynamic",
+			"github.com/google/gnostic-models", "k8s.io/kube-openapi/pkg/util/proto", "html/template",
+			"github.com/Microsoft/hcsshim", "go.opentelemetry.io/otel/sdk",
+		} {
+			if pkg == heavy || strings.HasPrefix(pkg, heavy+"/") {
+				t.Errorf("links %s", pkg)
+			}
+		}
+	}
+}

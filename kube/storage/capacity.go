@@ -65,7 +65,7 @@ func (c *capacity) publish(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	api := c.client.StorageV1().CSIStorageCapacities(c.deps.Namespace)
+	api := c.client.Capacities(c.deps.Namespace)
 	list, err := api.List(ctx, metav1.ListOptions{
 		LabelSelector: labelDriver + "=" + c.cfg.Driver + "," + labelManagedBy + "=" + c.managedBy(),
 	})
@@ -103,7 +103,7 @@ func (c *capacity) publish(ctx context.Context) error {
 // owner is the Node object: when it goes, so does what it could hold. A
 // namespaced object may belong to one of the cluster.
 func (c *capacity) owner(ctx context.Context) ([]metav1.OwnerReference, error) {
-	n, err := c.client.CoreV1().Nodes().Get(ctx, c.deps.Node, metav1.GetOptions{})
+	n, err := c.client.Nodes().Get(ctx, c.deps.Node, metav1.GetOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("get node %s: %w", c.deps.Node, err)
 	}
@@ -137,7 +137,7 @@ func (c *capacity) object(ctx context.Context, class *storagev1.StorageClass) (*
 
 // put writes want where it differs from have.
 func (c *capacity) put(ctx context.Context, have, want *storagev1.CSIStorageCapacity) error {
-	api := c.client.StorageV1().CSIStorageCapacities(want.Namespace)
+	api := c.client.Capacities(want.Namespace)
 	if have == nil {
 		if _, err := api.Create(ctx, want, metav1.CreateOptions{}); err != nil {
 			return fmt.Errorf("create capacity of class %s: %w", want.StorageClassName, err)

@@ -9,11 +9,11 @@ import (
 	"slices"
 	"time"
 
+	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/util/strategicpatch"
 )
 
 // patchClaimStatus writes what change does to the claim's status, unless the
@@ -30,8 +30,8 @@ func (c *Controllers) patchClaimStatus(ctx context.Context, claim *corev1.Persis
 	if patch == nil {
 		return claim, nil
 	}
-	out, err := c.client.CoreV1().PersistentVolumeClaims(claim.Namespace).Patch(ctx, claim.Name,
-		types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
+	out, err := c.client.Claims(claim.Namespace).Patch(ctx, claim.Name,
+		types.MergePatchType, patch, "status")
 	if err != nil {
 		return nil, fmt.Errorf("patch status of claim %s/%s: %w", claim.Namespace, claim.Name, err)
 	}
@@ -49,7 +49,7 @@ func twoWayPatch(old, next *corev1.PersistentVolumeClaim) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	patch, err := strategicpatch.CreateTwoWayMergePatch(a, b, corev1.PersistentVolumeClaim{})
+	patch, err := jsonpatch.CreateMergePatch(a, b)
 	if err != nil || string(patch) == "{}" {
 		return nil, err
 	}

@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/nodeagent/nodeagent/kube/apiclient"
 	"github.com/nodeagent/nodeagent/kube/kubetest"
 )
 
@@ -97,10 +98,12 @@ func (c *cluster) run(cfg Config) *Controllers {
 	c.must(err)
 	rest, err := clientcmd.BuildConfigFromFlags("", path)
 	c.must(err)
+	client, err := apiclient.New(rest)
+	c.must(err)
 	s, err := New(cfg, Deps{
 		SELinuxMount: true,
 		Log:          slog.New(slog.NewTextHandler(c.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
-		Node:         "me", Client: c.Interface, REST: rest, Volumes: c.fake, Snapshots: c.fake,
+		Node:         "me", Client: client, Volumes: c.fake, Snapshots: c.fake,
 	})
 	c.must(err)
 	c.must(s.Start(c.t.Context()))

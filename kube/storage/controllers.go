@@ -10,16 +10,11 @@ import (
 	"sync"
 	"time"
 
-	snapshotclient "github.com/kubernetes-csi/external-snapshotter/client/v8/clientset/versioned"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/informers"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/kubernetes/scheme"
-	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
-	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/tools/record"
+
+	"github.com/nodeagent/nodeagent/kube/apiclient"
 )
 
 // Deps are what the controllers work with.
@@ -30,9 +25,7 @@ type Deps struct {
 	// Namespace holds this node's CSIStorageCapacity objects; empty: kube-system.
 	Namespace string
 	// Client speaks with the API server.
-	Client kubernetes.Interface
-	// REST is the same connection, for kinds that are not built in.
-	REST *rest.Config
+	Client *apiclient.Client
 	// SELinuxMount says that every volume is a file system of its own.
 	SELinuxMount bool
 	// Volumes and Snapshots are the driver.
@@ -45,15 +38,12 @@ type Controllers struct {
 	cfg    Config
 	deps   Deps
 	log    *slog.Logger
-	client kubernetes.Interface
-	events record.EventRecorder
-	// snapshots is nil without Deps.REST.
-	snapshots snapshotclient.Interface
+	client *apiclient.Client
+	events *apiclient.Recorder
 
-	informers informers.SharedInformerFactory
-	claims    cache.SharedIndexInformer
-	volumes   cache.SharedIndexInformer
-	classes   cache.SharedIndexInformer
+	claims  cache.SharedIndexInformer
+	volumes cache.SharedIndexInformer
+	classes cache.SharedIndexInformer
 
 	provisioner *provisioner
 	capacity    *capacity
@@ -71,8 +61,8 @@ func New(cfg Config, deps Deps) (*Controllers, error) {
 	if deps.Client == nil || deps.Volumes == nil || deps.Node == "" {
 		return nil, errors.New("kube/storage: Client, Volumes and Node are needed")
 	}
-	if cfg.Snapshotter && (deps.Snapshots == nil || deps.REST == nil) {
-		return nil, errors.New("kube/storage: the snapshotter needs Snapshots and REST")
+	if cfg.Snapshotter && deps.Snapshots == nil {
+		return nil, errors.New("kube/storage: the snapshotter needs Snapshots")
 	}
 	if deps.Namespace == "" {
 		deps.Namespace = metav1.NamespaceSystem
@@ -80,26 +70,29 @@ func New(cfg Config, deps Deps) (*Controllers, error) {
 	if deps.Log == nil {
 		deps.Log = slog.New(slog.DiscardHandler)
 	}
-	c := &Controllers{cfg: cfg, deps: deps, log: deps.Log.With("room", "kube/storage"), client: deps.Client}
-	if deps.REST != nil {
-		sc, err := snapshotclient.NewForConfig(deps.REST)
-		if err != nil {
-			return nil, fmt.Errorf("make client for snapshots: %w", err)
-		}
-		c.snapshots = sc
+	c := &Controllers{
+		cfg: cfg, deps: deps, log: deps.Log.With("room", "kube/storage"), client: deps.Client,
+		events: deps.Client.NewRecorder(corev1.EventSource{Component: cfg.Driver, Host: deps.Node}),
 	}
-	c.informers = informers.NewSharedInformerFactoryWithOptions(deps.Client, 0,
-		informers.WithTransform(dropManagedFields))
-	c.claims = c.informers.Core().V1().PersistentVolumeClaims().Informer()
-	c.volumes = c.informers.Core().V1().PersistentVolumes().Informer()
-	c.classes = c.informers.Storage().V1().StorageClasses().Informer()
+	for _, i := range []struct {
+		informer *cache.SharedIndexInformer
+		make     func(metav1.ListOptions, cache.TransformFunc) (cache.SharedIndexInformer, error)
+	}{
+		{&c.claims, c.client.Claims(metav1.NamespaceAll).Informer},
+		{&c.volumes, c.client.Volumes().Informer},
+		{&c.classes, c.client.StorageClasses().Informer},
+	} {
+		var err error
+		if *i.informer, err = i.make(metav1.ListOptions{}, dropManagedFields); err != nil {
+			return nil, err
+		}
+	}
 	return c, nil
 }
 
 // Start begins to work. It does not wait for the API server.
 func (c *Controllers) Start(ctx context.Context) error {
 	ctx, c.cancel = context.WithCancel(ctx)
-	c.recordEvents(ctx)
 	for _, part := range []struct {
 		on    bool
 		start func(context.Context) error
@@ -118,7 +111,10 @@ func (c *Controllers) Start(ctx context.Context) error {
 			return err
 		}
 	}
-	c.informers.Start(ctx.Done())
+	c.wg.Go(func() { c.events.Run(ctx) })
+	for _, i := range c.informers() {
+		c.wg.Go(func() { i.RunWithContext(ctx) })
+	}
 	c.wg.Go(func() { c.work(ctx) })
 	return nil
 }
@@ -128,8 +124,8 @@ func (c *Controllers) work(ctx context.Context) {
 	if c.cfg.CSIDriver {
 		c.wg.Go(func() { c.keepDriverObject(ctx) })
 	}
-	for _, synced := range c.informers.WaitForCacheSync(ctx.Done()) {
-		if !synced {
+	for _, i := range c.informers() {
+		if !cache.WaitForCacheSync(ctx.Done(), i.HasSynced) {
 			return
 		}
 	}
@@ -154,7 +150,6 @@ func (c *Controllers) Stop(context.Context) error {
 	for _, r := range c.running {
 		r.stop()
 	}
-	c.informers.Shutdown()
 	return nil
 }
 
@@ -166,11 +161,8 @@ func (c *Controllers) CapacityChanged() {
 	}
 }
 
-// recordEvents makes the recorder; it ends with ctx.
-func (c *Controllers) recordEvents(ctx context.Context) {
-	b := record.NewBroadcaster(record.WithContext(ctx))
-	b.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: c.client.CoreV1().Events(metav1.NamespaceAll)})
-	c.events = b.NewRecorder(scheme.Scheme, corev1.EventSource{Component: c.cfg.Driver, Host: c.deps.Node})
+func (c *Controllers) informers() []cache.SharedIndexInformer {
+	return []cache.SharedIndexInformer{c.claims, c.volumes, c.classes}
 }
 
 // add makes a reconciler of this room.

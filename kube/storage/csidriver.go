@@ -61,7 +61,7 @@ func (c *Controllers) keepDriverObject(ctx context.Context) {
 
 func (c *Controllers) ensureDriverObject(ctx context.Context) error {
 	want := DriverObject(c.cfg.Driver, c.deps.SELinuxMount)
-	api := c.client.StorageV1().CSIDrivers()
+	api := c.client.CSIDrivers()
 	have, err := api.Get(ctx, want.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		_, err = api.Create(ctx, want, metav1.CreateOptions{})
@@ -104,7 +104,7 @@ func (c *Controllers) updateDriverObject(ctx context.Context, have, want *storag
 	}
 	next := have.DeepCopy()
 	next.Spec = *spec
-	_, err := c.client.StorageV1().CSIDrivers().Update(ctx, next, metav1.UpdateOptions{})
+	_, err := c.client.CSIDrivers().Update(ctx, next, metav1.UpdateOptions{})
 	if apierrors.IsConflict(err) {
 		return errors.Join(errors.New("changed by another"), err)
 	}

@@ -43,7 +43,7 @@ func (p *provisioner) deleteVolume(ctx context.Context, pv *corev1.PersistentVol
 		p.events.Event(pv, corev1.EventTypeWarning, "VolumeFailedDelete", fmt.Sprintf("node %s: %s", p.deps.Node, message(err)))
 		return fmt.Errorf("delete volume %s: %w", pv.Spec.CSI.VolumeHandle, err)
 	}
-	err := p.client.CoreV1().PersistentVolumes().Delete(ctx, pv.Name, metav1.DeleteOptions{
+	err := p.client.Volumes().Delete(ctx, pv.Name, metav1.DeleteOptions{
 		Preconditions: &metav1.Preconditions{UID: &pv.UID},
 	})
 	if err != nil && !apierrors.IsNotFound(err) {
@@ -59,7 +59,7 @@ func (p *provisioner) deleteVolume(ctx context.Context, pv *corev1.PersistentVol
 
 // setFinalizer adds or removes the finalizer; an object that is gone has none.
 func (p *provisioner) setFinalizer(ctx context.Context, pv *corev1.PersistentVolume, on bool) error {
-	api := p.client.CoreV1().PersistentVolumes()
+	api := p.client.Volumes()
 	now, err := api.Get(ctx, pv.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil
@@ -80,7 +80,7 @@ func (p *provisioner) setFinalizer(ctx context.Context, pv *corev1.PersistentVol
 	if err != nil {
 		return err
 	}
-	_, err = api.Patch(ctx, pv.Name, types.MergePatchType, patch, metav1.PatchOptions{})
+	_, err = api.Patch(ctx, pv.Name, types.MergePatchType, patch)
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("patch finalizers of PersistentVolume %s: %w", pv.Name, err)
 	}

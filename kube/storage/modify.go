@@ -9,7 +9,6 @@ import (
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -106,7 +105,7 @@ func (m *modifier) say(ctx context.Context, claim *corev1.PersistentVolumeClaim,
 // modified writes down that the volume has the class now.
 func (m *modifier) modified(ctx context.Context, claim *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, class string) error {
 	patch := fmt.Sprintf(`{"metadata":{"uid":%q},"spec":{"volumeAttributesClassName":%q}}`, pv.UID, class)
-	if _, err := m.client.CoreV1().PersistentVolumes().Patch(ctx, pv.Name, types.MergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
+	if _, err := m.client.Volumes().Patch(ctx, pv.Name, types.MergePatchType, []byte(patch)); err != nil {
 		return fmt.Errorf("patch class of PersistentVolume %s: %w", pv.Name, err)
 	}
 	_, err := m.patchClaimStatus(ctx, claim, func(s *corev1.PersistentVolumeClaimStatus) {

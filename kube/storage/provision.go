@@ -166,7 +166,7 @@ func (p *provisioner) provision(ctx context.Context, key string, claim *corev1.P
 		return p.failed(ctx, key, claim, err)
 	}
 	pv := p.persistentVolume(ctx, claim, class, req, resp.GetVolume())
-	_, err = p.client.CoreV1().PersistentVolumes().Create(ctx, pv, metav1.CreateOptions{})
+	_, err = p.client.Volumes().Create(ctx, pv, metav1.CreateOptions{})
 	if err != nil && !apierrors.IsAlreadyExists(err) {
 		p.events.Event(claim, corev1.EventTypeWarning, "ProvisioningFailed",
 			fmt.Sprintf("volume %s exists, saving its PersistentVolume: %v", name, err))
@@ -221,8 +221,8 @@ func (p *provisioner) annotate(ctx context.Context, claim *corev1.PersistentVolu
 	}
 	patch := fmt.Sprintf(`{"metadata":{"uid":%q,"resourceVersion":%q,"annotations":{%q:%s}}}`,
 		claim.UID, claim.ResourceVersion, annSelectedNode, value)
-	_, err := p.client.CoreV1().PersistentVolumeClaims(claim.Namespace).Patch(ctx, claim.Name,
-		types.MergePatchType, []byte(patch), metav1.PatchOptions{})
+	_, err := p.client.Claims(claim.Namespace).Patch(ctx, claim.Name,
+		types.MergePatchType, []byte(patch))
 	return err
 }
 

@@ -10,7 +10,6 @@ import (
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -121,7 +120,7 @@ func (r *resizer) grown(ctx context.Context, claim *corev1.PersistentVolumeClaim
 	size := *resource.NewQuantity(resp.GetCapacityBytes(), resource.BinarySI)
 	patch := fmt.Sprintf(`{"metadata":{"uid":%q},"spec":{"capacity":{"storage":%q}}}`, pv.UID, size.String())
 	if have := pv.Spec.Capacity[corev1.ResourceStorage]; have.Cmp(size) < 0 {
-		_, err := r.client.CoreV1().PersistentVolumes().Patch(ctx, pv.Name, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
+		_, err := r.client.Volumes().Patch(ctx, pv.Name, types.MergePatchType, []byte(patch))
 		if err != nil {
 			return fmt.Errorf("patch size of PersistentVolume %s: %w", pv.Name, err)
 		}

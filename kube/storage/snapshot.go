@@ -10,10 +10,10 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
-	snapshotinformers "github.com/kubernetes-csi/external-snapshotter/client/v8/informers/externalversions"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -43,11 +43,12 @@ type snapshotter struct {
 // addSnapshotter waits for the snapshot API, which is not part of Kubernetes,
 // and then begins to work.
 func (c *Controllers) addSnapshotter(ctx context.Context) error {
-	factory := snapshotinformers.NewSharedInformerFactoryWithOptions(c.snapshots, 0,
-		snapshotinformers.WithTweakListOptions(func(o *metav1.ListOptions) {
-			o.LabelSelector = labelSnapshotNode + "=" + c.deps.Node
-		}))
-	s := &snapshotter{Controllers: c, contents: factory.Snapshot().V1().VolumeSnapshotContents().Informer()}
+	own := metav1.ListOptions{LabelSelector: labelSnapshotNode + "=" + c.deps.Node}
+	contents, err := c.client.SnapshotContents().Informer(own, dropManagedFields)
+	if err != nil {
+		return err
+	}
+	s := &snapshotter{Controllers: c, contents: contents}
 	s.queue = newReconciler("snapshotter", c.cfg.Workers, c.log, s.reconcile)
 	if err := s.follow(); err != nil {
 		return err
@@ -57,8 +58,9 @@ func (c *Controllers) addSnapshotter(ctx context.Context) error {
 		if !s.awaitAPI(ctx) {
 			return
 		}
-		factory.Start(ctx.Done())
-		defer factory.Shutdown()
+		var informer sync.WaitGroup
+		defer informer.Wait()
+		informer.Go(func() { s.contents.RunWithContext(ctx) })
 		if !cache.WaitForCacheSync(ctx.Done(), s.contents.HasSynced) {
 			return
 		}
@@ -95,10 +97,7 @@ func (s *snapshotter) follow() error {
 // awaitAPI waits until the server knows snapshots.
 func (s *snapshotter) awaitAPI(ctx context.Context) bool {
 	for wait := backoffMin; ; wait = min(2*wait, backoffMax) {
-		list, err := s.snapshots.Discovery().ServerResourcesForGroupVersion(snapshotv1.SchemeGroupVersion.String())
-		if err == nil && slices.ContainsFunc(list.APIResources, func(r metav1.APIResource) bool {
-			return r.Name == "volumesnapshotcontents"
-		}) {
+		if ok, err := s.client.HasResource(ctx, snapshotv1.SchemeGroupVersion, "volumesnapshotcontents"); err == nil && ok {
 			return true
 		}
 		if !pause(ctx, wait) {
@@ -204,7 +203,7 @@ func (s *snapshotter) classParameters(ctx context.Context, content *snapshotv1.V
 	if name == "" {
 		return nil, nil
 	}
-	class, err := s.snapshots.SnapshotV1().VolumeSnapshotClasses().Get(ctx, name, metav1.GetOptions{})
+	class, err := s.client.SnapshotClasses().Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("snapshot class: %w", err)
 	}
@@ -307,8 +306,8 @@ func (s *snapshotter) patch(ctx context.Context, content *snapshotv1.VolumeSnaps
 	if err != nil {
 		return err
 	}
-	_, err = s.snapshots.SnapshotV1().VolumeSnapshotContents().Patch(ctx, content.Name,
-		types.MergePatchType, data, metav1.PatchOptions{}, sub...)
+	_, err = s.client.SnapshotContents().Patch(ctx, content.Name,
+		types.MergePatchType, data, sub...)
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("patch VolumeSnapshotContent %s: %w", content.Name, err)
 	}

@@ -15,11 +15,7 @@ const snapshotGroup = "snapshot.storage.k8s.io"
 
 // snapshotHandle is the driver's name of a VolumeSnapshot that is ready.
 func (p *provisioner) snapshotHandle(ctx context.Context, namespace, name string) (string, error) {
-	if p.snapshots == nil {
-		return "", errors.New("the agent has no client for snapshots")
-	}
-	api := p.snapshots.SnapshotV1()
-	snap, err := api.VolumeSnapshots(namespace).Get(ctx, name, metav1.GetOptions{})
+	snap, err := p.client.Snapshots(namespace).Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
 		return "", err
 	}
@@ -29,7 +25,7 @@ func (p *provisioner) snapshotHandle(ctx context.Context, namespace, name string
 	if snap.Status == nil || !deref(snap.Status.ReadyToUse, false) || snap.Status.BoundVolumeSnapshotContentName == nil {
 		return "", errors.New("is not ready to use")
 	}
-	content, err := api.VolumeSnapshotContents().Get(ctx, *snap.Status.BoundVolumeSnapshotContentName, metav1.GetOptions{})
+	content, err := p.client.SnapshotContents().Get(ctx, *snap.Status.BoundVolumeSnapshotContentName, metav1.GetOptions{})
 	if err != nil {
 		return "", err
 	}

@@ -68,7 +68,7 @@ func (c *Controllers) mutableParameters(ctx context.Context, name string) (map[s
 	if name == "" {
 		return nil, nil
 	}
-	class, err := c.client.StorageV1().VolumeAttributesClasses().Get(ctx, name, metav1.GetOptions{})
+	class, err := c.client.VolumeAttributesClasses().Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("volume attributes class: %w", err)
 	}

@@ -180,7 +180,7 @@ func (c *Controllers) nodeAffinity(where []*csi.Topology) *corev1.VolumeNodeAffi
 // nodeUID is the UID of this node's object, "" if it cannot be had: a volume
 // without it is as good, only a reused name cannot be told.
 func (c *Controllers) nodeUID(ctx context.Context) string {
-	n, err := c.client.CoreV1().Nodes().Get(ctx, c.deps.Node, metav1.GetOptions{})
+	n, err := c.client.Nodes().Get(ctx, c.deps.Node, metav1.GetOptions{})
 	if err != nil {
 		c.log.WarnContext(ctx, "node object cannot be read, its UID is not recorded", "err", err)
 		return ""
