@@ -4,6 +4,7 @@ package cri
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -12,7 +13,13 @@ import (
 
 // metrics of the CRI room.
 type metrics struct {
-	calls *prometheus.HistogramVec
+	calls  *prometheus.HistogramVec
+	stages *prometheus.HistogramVec
+}
+
+// stage records one stage of a call.
+func (m *metrics) stage(call, stage string, took time.Duration) {
+	m.stages.WithLabelValues(call, stage).Observe(took.Seconds())
 }
 
 // newMetrics registers the room's metrics; with a nil registerer they count
@@ -21,12 +28,15 @@ func newMetrics(r prometheus.Registerer, st *store.Store) (*metrics, error) {
 	m := &metrics{calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "nodeagent_cri_call_seconds", Help: "Duration of CRI calls by method and gRPC code.",
 		Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10, 60},
-	}, []string{"method", "code"})}
+	}, []string{"method", "code"}), stages: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "nodeagent_cri_stage_seconds", Help: "Duration of the stages of CRI calls that make and remove pods and containers.",
+		Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10},
+	}, []string{"method", "stage"})}
 	if r == nil {
 		return m, nil
 	}
 	for _, c := range []prometheus.Collector{
-		m.calls,
+		m.calls, m.stages,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "nodeagent_cri_sandboxes", Help: "Pod sandboxes that are ready.",
 		}, func() float64 {

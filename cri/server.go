@@ -38,6 +38,7 @@ import (
 	"github.com/nodeagent/nodeagent/cri/shim"
 	"github.com/nodeagent/nodeagent/cri/spec"
 	"github.com/nodeagent/nodeagent/cri/stats"
+	"github.com/nodeagent/nodeagent/cri/steps"
 	"github.com/nodeagent/nodeagent/cri/store"
 	"github.com/nodeagent/nodeagent/cri/stream"
 )
@@ -107,6 +108,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Server, error) {
 	if s.metrics, err = newMetrics(deps.Metrics, s.store); err != nil {
 		return nil, err
 	}
+	stages := &steps.Stages{Record: s.metrics.stage, Log: deps.Log}
 	cfg.Image.Snapshotters = cfg.snapshotters()
 	s.images, err = image.New(cfg.Image, image.Deps{
 		Records: deps.Containerd, Puller: deps.Containerd, Snapshots: deps.Containerd, Views: deps.Containerd,
@@ -138,14 +140,14 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Server, error) {
 		Handler:    s.handlers.get,
 		Spec:       common,
 		Plugins:    s.plugins,
-		Notify:     s.containerChanged, Log: deps.Log,
+		Notify:     s.containerChanged, Stages: stages, Log: deps.Log,
 	})
 	if err != nil {
 		return nil, err
 	}
 	s.sandboxes, err = sandbox.New(ctx, cfg.Sandbox, sandbox.Deps{
 		Store: s.store, Network: deps.Network, Containers: s.containers, Volumes: s.images, Containerd: deps.Containerd,
-		Handler: s.handlers.get, Spec: common, Plugins: s.plugins, Notify: s.sandboxChanged, Log: deps.Log,
+		Handler: s.handlers.get, Spec: common, Plugins: s.plugins, Notify: s.sandboxChanged, Stages: stages, Log: deps.Log,
 	})
 	if err != nil {
 		return nil, err

@@ -30,6 +30,7 @@ import (
 	"github.com/nodeagent/nodeagent/cri/nri"
 	"github.com/nodeagent/nodeagent/cri/sandbox"
 	"github.com/nodeagent/nodeagent/cri/spec"
+	"github.com/nodeagent/nodeagent/cri/steps"
 	"github.com/nodeagent/nodeagent/cri/store"
 )
 
@@ -135,6 +136,8 @@ type Deps struct {
 	Plugins Plugins
 	// Notify is told of each change of a container's state; it must not block.
 	Notify func(c *store.Container, kind runtimeapi.ContainerEventType)
+	// Stages times the stages of calls; nil times none.
+	Stages *steps.Stages
 	Log    *slog.Logger
 }
 

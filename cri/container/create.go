@@ -74,7 +74,11 @@ func containerKey(sandboxID string, md *runtimeapi.ContainerMetadata) string {
 }
 
 func (m *Manager) create(ctx context.Context, sandboxID string, cfg *runtimeapi.ContainerConfig) (string, error) {
-	b := &building{m: m}
+	id := store.NewID()
+	ctx, end := m.deps.Stages.Time(ctx, "CreateContainer", id)
+	defer end()
+	steps.Stage(ctx, "resolve image")
+	b := &building{m: m, id: id}
 	if err := b.prepare(ctx, sandboxID, cfg); err != nil {
 		return "", err
 	}
@@ -118,6 +122,7 @@ func (m *Manager) markHalfMade(id string, cause error) error {
 // building is one container under construction.
 type building struct {
 	m       *Manager
+	id      string
 	c       *store.Container
 	sb      *store.Sandbox
 	image   Image
@@ -142,7 +147,7 @@ func (b *building) prepare(ctx context.Context, sandboxID string, cfg *runtimeap
 	if b.image, err = b.m.deps.Images.Resolve(ctx, cfg.GetImage().GetImage()); err != nil {
 		return fmt.Errorf("image %q: %w", cfg.GetImage().GetImage(), err)
 	}
-	id := store.NewID()
+	id := b.id
 	b.c = &store.Container{
 		ID: id, SandboxID: sandboxID, Handler: sb.Handler, State: store.ContainerCreating,
 		CreatedAt: time.Now().UnixNano(), ImageID: b.image.ID, ImageRef: b.image.Ref, ImageName: b.image.Tag,

@@ -15,6 +15,7 @@ import (
 
 	"github.com/nodeagent/nodeagent/cri/containerd"
 	"github.com/nodeagent/nodeagent/cri/nri"
+	"github.com/nodeagent/nodeagent/cri/steps"
 	"github.com/nodeagent/nodeagent/cri/store"
 )
 
@@ -42,6 +43,8 @@ func (m *Manager) start(ctx context.Context, c *store.Container) error {
 	if !ok || sb.State != store.SandboxReady {
 		return fmt.Errorf("sandbox %s of container %s is not ready: %w", c.SandboxID, c.ID, errdefs.ErrFailedPrecondition)
 	}
+	ctx, end := m.deps.Stages.Time(ctx, "StartContainer", c.ID)
+	defer end()
 	l, err := m.run(ctx, c)
 	if err == nil {
 		return nil
@@ -69,6 +72,7 @@ func (m *Manager) run(ctx context.Context, c *store.Container) (*life, error) {
 	if err := m.deps.Plugins.Tell(ctx, nri.ContainerStart, m.sandboxOf(c), c); err != nil {
 		return nil, err
 	}
+	steps.Stage(ctx, "open streams")
 	h, err := m.deps.Handler(c.Handler)
 	if err != nil {
 		return nil, err
@@ -81,10 +85,12 @@ func (m *Manager) run(ctx context.Context, c *store.Container) (*life, error) {
 		return nil, fmt.Errorf("open streams of container %s: %w", c.ID, err)
 	}
 	l := m.begin(c.ID, s)
+	steps.Stage(ctx, "find mounts")
 	rootfs, err := m.deps.Containerd.SnapshotMounts(ctx, c.Snapshotter, c.SnapshotKey)
 	if err != nil {
 		return l, err
 	}
+	steps.Stage(ctx, "create task")
 	pid, err := m.createTask(ctx, c.ID, h.Runtime, rootfs, s.Paths())
 	if err != nil {
 		return l, err
@@ -92,10 +98,12 @@ func (m *Manager) run(ctx context.Context, c *store.Container) (*life, error) {
 	if err := s.Connected(); err != nil {
 		return l, fmt.Errorf("hand over streams of container %s: %w", c.ID, err)
 	}
+	steps.Stage(ctx, "start process")
 	cgroup := cgroupOf(pid)
 	if _, err := m.deps.Containerd.StartProcess(ctx, containerd.Process{ContainerID: c.ID}); err != nil {
 		return l, err
 	}
+	steps.Stage(ctx, "commit")
 	running, err := m.deps.Store.Containers.Update(c.ID, func(c *store.Container) error {
 		c.State, c.StartedAt, c.PID, c.Cgroup = store.ContainerRunning, time.Now().UnixNano(), pid, cgroup
 		return nil

@@ -206,7 +206,7 @@ func (w *world) config() *runtimeapi.ContainerConfig {
 // build is a container under construction.
 func (w *world) build() *building {
 	w.t.Helper()
-	b := &building{m: w.m}
+	b := &building{m: w.m, id: store.NewID()}
 	if err := b.prepare(w.t.Context(), w.sb.ID, w.config()); err != nil {
 		w.t.Fatal(err)
 	}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/nodeagent/nodeagent/cri/containerd"
 	"github.com/nodeagent/nodeagent/cri/nri"
+	"github.com/nodeagent/nodeagent/cri/steps"
 	"github.com/nodeagent/nodeagent/cri/store"
 )
 
@@ -184,9 +185,12 @@ func (m *Manager) remove(ctx context.Context, c *store.Container) error {
 	if c.State == store.ContainerRunning {
 		return fmt.Errorf("container %s runs again: %w", c.ID, errdefs.ErrFailedPrecondition)
 	}
+	ctx, end := m.deps.Stages.Time(ctx, "RemoveContainer", c.ID)
+	defer end()
 	if err := m.discard(ctx, c); err != nil {
 		return err
 	}
+	steps.Stage(ctx, "forget")
 	if err := m.deps.Store.Containers.Delete(c.ID); err != nil {
 		return err
 	}
@@ -197,18 +201,22 @@ func (m *Manager) remove(ctx context.Context, c *store.Container) error {
 
 // discard removes all that a container has but its record.
 func (m *Manager) discard(ctx context.Context, c *store.Container) error {
+	steps.Stage(ctx, "remove task")
 	if err := m.killTask(ctx, c.ID); err != nil {
 		return err
 	}
+	steps.Stage(ctx, "remove container")
 	if err := m.deps.Containerd.DeleteContainer(ctx, c.ID); err != nil {
 		return err
 	}
 	if c.SnapshotKey != "" {
+		steps.Stage(ctx, "remove root file system")
 		if err := m.deps.Containerd.RemoveSnapshot(ctx, c.Snapshotter, c.SnapshotKey); err != nil {
 			return err
 		}
 	}
 	m.releaseLabel(c)
+	steps.Stage(ctx, "remove files")
 	return m.removeDirs(c)
 }
 

@@ -69,6 +69,9 @@ func (m *Manager) Run(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, han
 
 func (m *Manager) run(ctx context.Context, req request, h Handler) (string, error) {
 	id := store.NewID()
+	ctx, end := m.deps.Stages.Time(ctx, "RunPodSandbox", id)
+	defer end()
+	steps.Stage(ctx, "record intent")
 	flags := wanted(req.cfg.GetLinux().GetSecurityContext().GetNamespaceOptions())
 	sb := &store.Sandbox{
 		ID: id, Handler: req.handler, State: store.SandboxCreating, CreatedAt: time.Now().UnixNano(),

@@ -28,6 +28,7 @@ import (
 	"github.com/nodeagent/nodeagent/cri/flight"
 	"github.com/nodeagent/nodeagent/cri/nri"
 	"github.com/nodeagent/nodeagent/cri/spec"
+	"github.com/nodeagent/nodeagent/cri/steps"
 	"github.com/nodeagent/nodeagent/cri/store"
 )
 
@@ -143,6 +144,8 @@ type Deps struct {
 	Plugins Plugins
 	// Notify is told of each change of a sandbox's state; it must not block.
 	Notify func(sb *store.Sandbox, kind runtimeapi.ContainerEventType)
+	// Stages times the stages of calls; nil times none.
+	Stages *steps.Stages
 	Log    *slog.Logger
 }
 

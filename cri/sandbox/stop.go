@@ -12,6 +12,7 @@ import (
 
 	"github.com/nodeagent/nodeagent/cni"
 	"github.com/nodeagent/nodeagent/cri/nri"
+	"github.com/nodeagent/nodeagent/cri/steps"
 	"github.com/nodeagent/nodeagent/cri/store"
 )
 
@@ -68,6 +69,8 @@ func (m *Manager) locked(ctx context.Context, id string, fn func(context.Context
 // stop goes on past errors, so that one thing that cannot be released does not
 // keep the others.
 func (m *Manager) stop(ctx context.Context, sb *store.Sandbox) error {
+	ctx, end := m.deps.Stages.Time(ctx, "StopPodSandbox", sb.ID)
+	defer end()
 	wasReady := sb.State == store.SandboxReady
 	sb, err := m.deps.Store.Sandboxes.Update(sb.ID, func(s *store.Sandbox) error {
 		s.State = store.SandboxNotReady
@@ -79,6 +82,7 @@ func (m *Manager) stop(ctx context.Context, sb *store.Sandbox) error {
 	if wasReady {
 		defer m.deps.Notify(sb, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	}
+	steps.Stage(ctx, "stop containers")
 	// Containers first: what runs in the namespaces must not lose its network
 	// before it has ended.
 	if err := m.deps.Containers.StopAll(ctx, sb.ID); err != nil {
@@ -89,14 +93,17 @@ func (m *Manager) stop(ctx context.Context, sb *store.Sandbox) error {
 	}
 	var errs []error
 	if sb.Process {
+		steps.Stage(ctx, "remove process")
 		errs = append(errs, m.removeProcess(ctx, sb.ID))
 	}
 	if sb.NetworkUp {
+		steps.Stage(ctx, "detach network")
 		errs = append(errs, m.detach(ctx, sb.ID))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err // the namespace stays until its network is gone
 	}
+	steps.Stage(ctx, "release namespaces")
 	errs = append(errs, m.deps.Volumes.UnmountVolumes(ctx, sb.ID), dropNamespaces(m.pins(sb.ID)), m.Dir(sb.ID).release())
 	_, err = m.deps.Store.Sandboxes.Update(sb.ID, func(s *store.Sandbox) error {
 		s.NetworkUp = false
@@ -117,9 +124,13 @@ func (m *Manager) remove(ctx context.Context, sb *store.Sandbox) error {
 	if err := m.stop(ctx, sb); err != nil {
 		return err
 	}
+	ctx, end := m.deps.Stages.Time(ctx, "RemovePodSandbox", sb.ID)
+	defer end()
+	steps.Stage(ctx, "remove containers")
 	if err := m.deps.Containers.RemoveAll(ctx, sb.ID); err != nil {
 		return fmt.Errorf("remove containers of sandbox %s: %w", sb.ID, err)
 	}
+	steps.Stage(ctx, "remove files")
 	if err := m.Dir(sb.ID).remove(); err != nil {
 		return err
 	}

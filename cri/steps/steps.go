@@ -52,6 +52,7 @@ func Run(ctx context.Context, table []Step) error {
 	for i, s := range table {
 		err := ctx.Err()
 		if err == nil {
+			Stage(ctx, s.Name)
 			err = s.Do(ctx)
 		}
 		if err != nil {
