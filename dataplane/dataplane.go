@@ -48,7 +48,7 @@ type Dataplane struct {
 	stats    maps.Stats
 	affinity maps.Affinity
 
-	flowCount atomic.Uint32 // records, as of the last sweep
+	flowCount, affinityCount atomic.Uint32 // records, as of the last sweep
 
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -87,6 +87,7 @@ type Dataplane struct {
 	lost     map[lostBackend]bool // flows to them are to be forgotten
 	svcNode  service.Node
 	table    *table
+	grown    map[string]uint32 // how often a map was made larger
 	health   health
 }
 
@@ -115,6 +116,7 @@ func New(cfg Config, deps Deps) (*Dataplane, error) {
 		limits:      map[string]uint32{},
 		services:    map[types.NamespacedName]service.Object{},
 		lost:        map[lostBackend]bool{},
+		grown:       map[string]uint32{},
 		health:      health{servers: map[types.NamespacedName]*healthServer{}},
 	}, nil
 }

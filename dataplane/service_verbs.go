@@ -5,16 +5,22 @@ package dataplane
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/nodeagent/nodeagent/dataplane/service"
 )
 
-// UpdateServices adds services or replaces them, each with all its slices, in
-// one batch. A service that cannot be programmed is reported in the error; the
-// others are in place all the same.
-func (d *Dataplane) UpdateServices(_ context.Context, objs []service.Object) error {
+// atOnce is how many services are compiled and written in one piece: it bounds
+// what is held meanwhile.
+const atOnce = 4096
+
+// UpdateServices adds services or replaces them, each with all its slices. A
+// service that cannot be programmed is reported in the error; the others are in
+// place all the same.
+func (d *Dataplane) UpdateServices(ctx context.Context, objs []service.Object) error {
 	d.svcMu.Lock()
 	defer d.svcMu.Unlock()
 	if d.table == nil {
@@ -23,24 +29,64 @@ func (d *Dataplane) UpdateServices(_ context.Context, objs []service.Object) err
 	if !d.cfg.Services {
 		return nil
 	}
-	c := &change{}
-	for _, o := range objs {
-		d.services[o.Name()] = o
-		d.compile(c, o)
+	var errs []error
+	for piece := range slices.Chunk(objs, atOnce) {
+		for _, o := range piece {
+			d.services[o.Name()] = o
+		}
+		errs = append(errs, d.program(ctx, piece, false))
 	}
-	return d.commit(c)
+	return errors.Join(errs...)
 }
 
-// compile puts what a service asks for into a change. The caller holds svcMu.
-func (d *Dataplane) compile(c *change, o service.Object) {
-	entries, err := service.Compile(o, d.svcNode)
-	if err != nil {
-		c.errs = append(c.errs, err)
+// wish is what an owner wants.
+type wish struct {
+	owner   string
+	entries []service.Entry
+}
+
+// program compiles services and writes the difference. The caller holds svcMu,
+// which is given up for a moment when a map has to grow, unless it holds mu too.
+func (d *Dataplane) program(ctx context.Context, objs []service.Object, holdsMu bool) error {
+	for {
+		c := &change{}
+		wishes := d.compile(c, objs)
+		want := d.table.short(wishes)
+		if len(want) == 0 || holdsMu {
+			c.errs = append(c.errs, d.grow(ctx, want))
+			for _, w := range wishes {
+				d.table.set(c, w.owner, w.entries)
+			}
+			return d.commit(c)
+		}
+		// What is known may have changed meanwhile: it is compiled again.
+		d.svcMu.Unlock()
+		d.mu.Lock()
+		d.svcMu.Lock()
+		err := ErrNotStarted
+		if d.table != nil {
+			err = d.grow(ctx, want)
+		}
+		d.mu.Unlock()
+		if err != nil {
+			return err
+		}
 	}
-	d.table.set(c, serviceOwner(o.Name()), entries)
-	if err := d.health.set(o.Name(), service.HealthOf(o, d.svcNode)); err != nil {
-		c.errs = append(c.errs, err)
+}
+
+func (d *Dataplane) compile(c *change, objs []service.Object) []wish {
+	wishes := make([]wish, 0, len(objs))
+	for _, o := range objs {
+		entries, err := service.Compile(o, d.svcNode)
+		if err != nil {
+			c.errs = append(c.errs, err)
+		}
+		wishes = append(wishes, wish{serviceOwner(o.Name()), entries})
+		if err := d.health.set(o.Name(), service.HealthOf(o, d.svcNode)); err != nil {
+			c.errs = append(c.errs, err)
+		}
 	}
+	return wishes
 }
 
 // remove puts the end of a service into a change. The caller holds svcMu.
@@ -95,8 +141,10 @@ func (d *Dataplane) PruneServices(_ context.Context, keep []types.NamespacedName
 func (d *Dataplane) setHostPorts(ep Endpoint) error {
 	d.svcMu.Lock()
 	defer d.svcMu.Unlock()
+	w := wish{"endpoint " + ep.ID, hostPorts(ep)}
 	c := &change{}
-	d.table.set(c, "endpoint "+ep.ID, hostPorts(ep))
+	c.errs = append(c.errs, d.grow(context.Background(), d.table.short([]wish{w})))
+	d.table.set(c, w.owner, w.entries)
 	return d.commit(c)
 }
 
@@ -110,11 +158,11 @@ func (d *Dataplane) recompile() error {
 		return nil
 	}
 	d.svcNode = node
-	c := &change{}
-	for _, o := range d.services {
-		d.compile(c, o)
+	var errs []error
+	for piece := range slices.Chunk(slices.Collect(maps.Values(d.services)), atOnce) {
+		errs = append(errs, d.program(context.Background(), piece, true))
 	}
-	return d.commit(c)
+	return errors.Join(errs...)
 }
 
 // commit writes a change. Flows to backends that are lost are forgotten soon.

@@ -234,12 +234,10 @@ func (t *table) value(c *change, next, old *owned, key maps.ServiceKey, e servic
 	if len(e.Backends) == 0 {
 		return v, nil
 	}
-	rows := e.Backends
 	if e.Maglev {
 		v.Flags |= uint16(bpf.DatapathSvcFlagsSVC_MAGLEV)
-		rows = service.MaglevTable(e.Backends)
 	}
-	s, err := t.slice(c, next, old, key, slice{backends: e.Backends, rows: rows})
+	s, err := t.slice(c, next, old, key, slice{backends: e.Backends, rows: rowsFor(e)})
 	if err != nil {
 		return v, err
 	}
@@ -355,7 +353,9 @@ func (t *table) commit(c *change) error {
 		errs = append(errs, err)
 		t.doubt(c.keys)
 	}
-	if err := t.maps.Delete(c.gone); err != nil {
+	// What another owner took over in the same change stays.
+	gone := slices.DeleteFunc(c.gone, func(key maps.ServiceKey) bool { return t.fronts[key] != nil })
+	if err := t.maps.Delete(gone); err != nil {
 		errs = append(errs, err)
 	}
 	for _, s := range t.spare {

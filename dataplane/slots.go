@@ -79,6 +79,18 @@ func (s *slots) split(class uint32) (uint32, error) {
 	return base, nil
 }
 
+// fits says whether slices of these capacities can be had, without cutting up
+// larger ones.
+func (s *slots) fits(wanted map[uint32]uint32) bool {
+	room := uint64(0)
+	for class, n := range wanted {
+		if free := uint32(len(s.free[class])); n > free {
+			room += uint64(class) * uint64(n-free)
+		}
+	}
+	return room <= uint64(s.size-s.next)
+}
+
 // release takes a slice back.
 func (s *slots) release(base, n uint32) {
 	class := classOf(n)

@@ -45,8 +45,9 @@ func (d *Dataplane) Usage() ([]observe.Fill, error) {
 	defer d.svcMu.Unlock()
 	out := []observe.Fill{
 		{Map: "conntrack", Used: d.flowCount.Load(), Entries: d.flows.Size()},
-		{Map: "services", Used: uint32(len(d.table.fronts) + len(d.table.left)), Entries: d.kernel.Svc.MaxEntries()},
-		{Map: "backends", Used: d.table.slots.used, Entries: d.kernel.Be.MaxEntries()},
+		{Map: "services", Used: uint32(len(d.table.fronts) + len(d.table.left)), Entries: d.kernel.Svc.MaxEntries(), Grown: d.grown["svc"]},
+		{Map: "backends", Used: d.table.slots.used, Entries: d.kernel.Be.MaxEntries(), Grown: d.grown["be"]},
+		{Map: "affinity", Used: d.affinityCount.Load(), Entries: d.kernel.Aff.MaxEntries(), Grown: d.grown["aff"]},
 	}
 	eps, err := d.eps.All()
 	if err != nil {
@@ -100,12 +101,13 @@ func (d *Dataplane) Collector() prometheus.Collector {
 		bytes:    prometheus.NewDesc("nodeagent_dataplane_bytes_total", "Bytes by hook and what became of them.", labels, nil),
 		used:     prometheus.NewDesc("nodeagent_dataplane_map_entries", "Entries in use.", []string{"map"}, nil),
 		capacity: prometheus.NewDesc("nodeagent_dataplane_map_capacity", "Entries that a map can hold.", []string{"map"}, nil),
+		grown:    prometheus.NewDesc("nodeagent_dataplane_map_grown_total", "How often a map was made larger while it was in use.", []string{"map"}, nil),
 	}
 }
 
 type collector struct {
-	d                              *Dataplane
-	packets, bytes, used, capacity *prometheus.Desc
+	d                                     *Dataplane
+	packets, bytes, used, capacity, grown *prometheus.Desc
 }
 
 var _ prometheus.Collector = (*collector)(nil)
@@ -115,6 +117,7 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- c.bytes
 	ch <- c.used
 	ch <- c.capacity
+	ch <- c.grown
 }
 
 // Collect reports nothing while the data path is not started.
@@ -135,5 +138,6 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	for _, v := range usage {
 		ch <- prometheus.MustNewConstMetric(c.used, prometheus.GaugeValue, float64(v.Used), v.Map)
 		ch <- prometheus.MustNewConstMetric(c.capacity, prometheus.GaugeValue, float64(v.Entries), v.Map)
+		ch <- prometheus.MustNewConstMetric(c.grown, prometheus.CounterValue, float64(v.Grown), v.Map)
 	}
 }

@@ -165,6 +165,25 @@ func TestRootTable(t *testing.T) {
 	}
 }
 
+// TestRootTableMove: a frontend that goes from one owner to another in one
+// change, in either order, is there after it.
+func TestRootTableMove(t *testing.T) {
+	tab := newTestTable(t, newServiceMaps(t, 64, 64))
+	for round := range 4 {
+		c := &change{}
+		owners := []string{"a", "b"}
+		if round%2 == 1 {
+			slices.Reverse(owners)
+		}
+		tab.set(c, owners[0], entry(1, 2))
+		tab.set(c, owners[1], entry(2, 2))
+		if err := tab.commit(c); err != nil {
+			t.Fatal(err)
+		}
+		tab.check(t, map[string][]service.Entry{"a": entry(1, 2), "b": entry(2, 2)})
+	}
+}
+
 // TestRootTableFull: what does not fit is reported, what is there stays, and
 // there is room again once something goes.
 func TestRootTableFull(t *testing.T) {

@@ -96,6 +96,9 @@ func (d *Dataplane) sweepFlows(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			if err := d.sweepAffinity(ctx); err != nil {
+				d.log.ErrorContext(ctx, "sweep affinity", "err", err)
+			}
 		case <-d.sweepNow:
 			if !settle(ctx, hostSettle) {
 				return

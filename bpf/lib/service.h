@@ -113,7 +113,7 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct range_key);
 	__type(value, __u32);
-	__uint(max_entries, 16384);
+	__uint(max_entries, 1 << 20); /* a limit only: entries are allocated one by one */
 } ranges SEC(".maps");
 
 static __always_inline struct svc_value *svc_at(const struct addr *a, __be16 port, __u8 proto,

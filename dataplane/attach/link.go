@@ -36,6 +36,8 @@ const filterHandle = 0x6e61
 // of interfaces needs; a clsact filter takes 0.35 ms. So the filter goes first
 // and HandOver attaches the link when the node is quiet.
 func (k *Kernel) Pod(ifindex int) error {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
 	l, err := k.pinned(pinPod, ifindex)
 	if err != nil {
 		return err
@@ -59,6 +61,8 @@ func (k *Kernel) Pod(ifindex int) error {
 // per packet. A packet meets the link first, so there is no gap. Kernels
 // without tcx keep the filter: ErrNotSupported.
 func (k *Kernel) HandOver(ifindex int) error {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
 	l, err := k.pinned(pinPod, ifindex)
 	if err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
@@ -42,7 +43,11 @@ type Kernel struct {
 	// with another layout.
 	Renewed []string
 
-	dir string
+	dir     string
+	options Options
+	// mu guards the programs: larger maps come with new ones. Who attaches
+	// them reads.
+	mu sync.RWMutex
 }
 
 // unpinned maps hold what a restart may forget.
@@ -68,7 +73,7 @@ func Load(o Options) (*Kernel, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &Kernel{dir: dir}
+	k := &Kernel{dir: dir, options: o}
 	if err := k.configure(spec, o, filepath.Join(dir, "maps")); err != nil {
 		return nil, err
 	}

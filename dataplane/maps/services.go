@@ -32,6 +32,9 @@ func NewServices(svc, be, ranges *ebpf.Map) Services { return Services{svc, be, 
 // MaxBackends is the length of the array of backends.
 func (s Services) MaxBackends() uint32 { return s.be.MaxEntries() }
 
+// MaxFrontends is the capacity of the map of frontends.
+func (s Services) MaxFrontends() uint32 { return s.svc.MaxEntries() }
+
 // All returns all frontends.
 func (s Services) All() (map[ServiceKey]ServiceValue, error) {
 	return all[ServiceKey, ServiceValue](s.svc)

@@ -205,4 +205,6 @@ func Events(ctx context.Context, m *ebpf.Map, fn func(Event)) error {
 type Fill struct {
 	Map           string
 	Used, Entries uint32
+	// Grown is how often it was made larger since the daemon's start.
+	Grown uint32
 }

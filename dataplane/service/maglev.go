@@ -50,6 +50,14 @@ func MaglevTable(backends []Backend) []Backend {
 	}
 }
 
+// MaglevSize is the number of rows that MaglevTable makes of n backends.
+func MaglevSize(n int) uint32 {
+	if n < 2 {
+		return uint32(n)
+	}
+	return tableSize(n)
+}
+
 // tableSize is a prime: every step through the table visits all rows.
 func tableSize(n int) uint32 {
 	for _, p := range []uint32{251, 509, 1021, 2039, 4093, 8191} {
