@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Makes what building and testing nodeagent needs: Debian packages, and programs
-# built from the Go module proxy at the versions that tools/go.mod,
+# built from the Go module proxy at the versions that tools/go.mod, tools/csi/go.mod,
 # tools/lint/go.mod and tests/e2e/go.mod pin.
 #
 #   tools/deps.sh [component...]      all of the default components without arguments
@@ -44,6 +44,7 @@ pause                   | tests/e2e  | k8s.io/kubernetes                      | 
 agnhost                 | tests/e2e  | k8s.io/kubernetes                      | agnhost
 cnitool                 | tests/e2e  | github.com/containernetworking/cni     | cnitool
 csi-sanity              | tests/e2e  | github.com/kubernetes-csi/csi-test/v5  | csi-sanity
+snapshot-controller     | tools/csi  | github.com/kubernetes-csi/external-snapshotter/v8 | snapshot-controller
 golangci-lint           | tools/lint | github.com/golangci/golangci-lint/v2   | golangci-lint
 e2e.test                | tests/e2e  | k8s.io/kubernetes                      | e2e.test
 ginkgo                  | tests/e2e  | github.com/onsi/ginkgo/v2              | ginkgo
@@ -81,6 +82,9 @@ recipe() { # component version
   ginkgo) printf '%s\n' CGO_ENABLED=0 -- '-ldflags=-s -w' github.com/onsi/ginkgo/v2/ginkgo ;;
   cnitool) printf '%s\n' CGO_ENABLED=0 -- '-ldflags=-s -w' github.com/containernetworking/cni/cnitool ;;
   csi-sanity) printf '%s\n' CGO_ENABLED=0 -- '-ldflags=-s -w' github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity ;;
+  snapshot-controller)
+    printf '%s\n' CGO_ENABLED=0 -- '-ldflags=-s -w' github.com/kubernetes-csi/external-snapshotter/v8/cmd/snapshot-controller
+    ;;
   golangci-lint)
     printf '%s\n' CGO_ENABLED=0 -- "-ldflags=-s -w -X main.version=${2#v}" github.com/golangci/golangci-lint/v2/cmd/golangci-lint
     ;;
@@ -143,6 +147,9 @@ compile() { # component version directory: into a directory beside it, renamed w
   [ "$1" = e2e.test ] && out="$part/e2e.test"
   cd "$top/$(field "$1" 2)"
   env GOFLAGS=-mod=readonly GOWORK=off "${env[@]}" go "${verb[@]}" -trimpath -buildvcs=false -o "$out" "${args[@]}"
+  if [ "$1" = snapshot-controller ]; then # and the API that it serves
+    cp -r --no-preserve=mode "$(GOWORK=off go list -m -f '{{.Dir}}' github.com/kubernetes-csi/external-snapshotter/client/v8)/config/crd" "$part/crd"
+  fi
   rm -rf "$3" && mv "$part" "$3"
 }
 

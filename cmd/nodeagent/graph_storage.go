@@ -53,7 +53,8 @@ func (g *graph) addStorageControllers(context.Context) error {
 	driver := csipb.NewControllerClient(conn)
 	c, err := storage.New(cfg.Controllers, storage.Deps{
 		Log: g.log, Node: g.cfg.Node.Name, Client: g.kube.Client,
-		Volumes: driver, Snapshots: driver, SELinuxMount: g.storage.DriverInfo().SELinuxMount,
+		Volumes: driver, Snapshots: driver, Groups: csipb.NewGroupControllerClient(conn),
+		SELinuxMount: g.storage.DriverInfo().SELinuxMount,
 	})
 	if err != nil {
 		return err

@@ -12,6 +12,7 @@ import (
 	"context"
 	"fmt"
 
+	groupv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumegroupsnapshot/v1"
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -30,7 +31,7 @@ const protobuf = "application/vnd.kubernetes.protobuf"
 // Client speaks with one API server. All groups share one connection and one
 // rate limit. Built-in kinds come as protobuf, those of CRDs as JSON.
 type Client struct {
-	core, discovery, networking, storage, snapshot rest.Interface
+	core, discovery, networking, storage, snapshot, group rest.Interface
 
 	scheme *runtime.Scheme
 }
@@ -61,6 +62,7 @@ func New(rc *rest.Config) (*Client, error) {
 		{&c.networking, networkingv1.SchemeGroupVersion, protobuf},
 		{&c.storage, storagev1.SchemeGroupVersion, protobuf},
 		{&c.snapshot, snapshotv1.SchemeGroupVersion, runtime.ContentTypeJSON},
+		{&c.group, groupv1.SchemeGroupVersion, runtime.ContentTypeJSON},
 	} {
 		one := rest.CopyConfig(shared)
 		one.GroupVersion, one.APIPath, one.ContentType = &g.version, "/apis", g.content

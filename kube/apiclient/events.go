@@ -64,13 +64,18 @@ func (r *Recorder) Eventf(about Object, kind, reason, format string, args ...any
 // Event notes what happened to an object; kind is corev1.EventTypeNormal or
 // EventTypeWarning. It never waits.
 func (r *Recorder) Event(about Object, kind, reason, text string) {
-	now := metav1.Now()
 	ref := corev1.ObjectReference{
 		Namespace: about.GetNamespace(), Name: about.GetName(), UID: about.GetUID(), ResourceVersion: about.GetResourceVersion(),
 	}
 	if gvks, _, err := r.client.scheme.ObjectKinds(about); err == nil {
 		ref.APIVersion, ref.Kind = gvks[0].ToAPIVersionAndKind()
 	}
+	r.EventOn(ref, kind, reason, text)
+}
+
+// EventOn is Event for an object that is known by a reference only.
+func (r *Recorder) EventOn(ref corev1.ObjectReference, kind, reason, text string) {
+	now := metav1.Now()
 	ns := ref.Namespace
 	if ns == "" { // events of what has no namespace are kept here
 		ns = metav1.NamespaceDefault

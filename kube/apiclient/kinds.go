@@ -3,6 +3,7 @@
 package apiclient
 
 import (
+	groupv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumegroupsnapshot/v1"
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -47,6 +48,11 @@ type (
 	SnapshotContents = Resource[*snapshotv1.VolumeSnapshotContent, *snapshotv1.VolumeSnapshotContentList]
 	// SnapshotClasses are VolumeSnapshotClasses.
 	SnapshotClasses = Resource[*snapshotv1.VolumeSnapshotClass, *snapshotv1.VolumeSnapshotClassList]
+
+	// GroupContents are VolumeGroupSnapshotContents.
+	GroupContents = Resource[*groupv1.VolumeGroupSnapshotContent, *groupv1.VolumeGroupSnapshotContentList]
+	// GroupClasses are VolumeGroupSnapshotClasses.
+	GroupClasses = Resource[*groupv1.VolumeGroupSnapshotClass, *groupv1.VolumeGroupSnapshotClassList]
 )
 
 // Nodes of the cluster.
@@ -109,4 +115,14 @@ func (c *Client) SnapshotContents() SnapshotContents {
 // SnapshotClasses are VolumeSnapshotClasses.
 func (c *Client) SnapshotClasses() SnapshotClasses {
 	return SnapshotClasses{c.snapshot, "volumesnapshotclasses", ""}
+}
+
+// GroupContents are VolumeGroupSnapshotContents.
+func (c *Client) GroupContents() GroupContents {
+	return GroupContents{c.group, "volumegroupsnapshotcontents", ""}
+}
+
+// GroupClasses are VolumeGroupSnapshotClasses.
+func (c *Client) GroupClasses() GroupClasses {
+	return GroupClasses{c.group, "volumegroupsnapshotclasses", ""}
 }

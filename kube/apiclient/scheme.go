@@ -5,6 +5,7 @@ package apiclient
 import (
 	"fmt"
 
+	groupv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumegroupsnapshot/v1"
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -19,7 +20,7 @@ import (
 func newScheme() (*runtime.Scheme, error) {
 	s := runtime.NewScheme()
 	groups := runtime.NewSchemeBuilder(corev1.AddToScheme, discoveryv1.AddToScheme, networkingv1.AddToScheme,
-		storagev1.AddToScheme, snapshotv1.AddToScheme, metav1.AddMetaToScheme)
+		storagev1.AddToScheme, snapshotv1.AddToScheme, groupv1.AddToScheme, metav1.AddMetaToScheme)
 	if err := groups.AddToScheme(s); err != nil {
 		return nil, fmt.Errorf("register kinds: %w", err)
 	}

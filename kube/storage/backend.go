@@ -29,9 +29,18 @@ type Snapshots interface {
 	ListSnapshots(context.Context, *csi.ListSnapshotsRequest, ...grpc.CallOption) (*csi.ListSnapshotsResponse, error)
 }
 
+// Groups is what of a CSI group controller service keeps group snapshots. A
+// csi.GroupControllerClient is one.
+type Groups interface {
+	CreateVolumeGroupSnapshot(context.Context, *csi.CreateVolumeGroupSnapshotRequest, ...grpc.CallOption) (*csi.CreateVolumeGroupSnapshotResponse, error)
+	DeleteVolumeGroupSnapshot(context.Context, *csi.DeleteVolumeGroupSnapshotRequest, ...grpc.CallOption) (*csi.DeleteVolumeGroupSnapshotResponse, error)
+	GetVolumeGroupSnapshot(context.Context, *csi.GetVolumeGroupSnapshotRequest, ...grpc.CallOption) (*csi.GetVolumeGroupSnapshotResponse, error)
+}
+
 var (
 	_ Volumes   = csi.ControllerClient(nil)
 	_ Snapshots = csi.ControllerClient(nil)
+	_ Groups    = csi.GroupControllerClient(nil)
 )
 
 // final reports whether the driver's error says that nothing is under way any

@@ -103,7 +103,7 @@ func (c *cluster) run(cfg Config) *Controllers {
 	s, err := New(cfg, Deps{
 		SELinuxMount: true,
 		Log:          slog.New(slog.NewTextHandler(c.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
-		Node:         "me", Client: client, Volumes: c.fake, Snapshots: c.fake,
+		Node:         "me", Client: client, Volumes: c.fake, Snapshots: c.fake, Groups: c.fake,
 	})
 	c.must(err)
 	c.must(s.Start(c.t.Context()))

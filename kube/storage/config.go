@@ -27,8 +27,8 @@ type Config struct {
 	Resizer bool `yaml:"resizer"`
 	// Modifier applies VolumeAttributesClasses.
 	Modifier bool `yaml:"modifier"`
-	// Snapshotter takes and deletes snapshots; it needs the snapshot CRDs and
-	// a snapshot-controller with --enable-distributed-snapshotting.
+	// Snapshotter takes and deletes snapshots, of single volumes and of groups; it
+	// begins when the snapshot CRDs are there, and needs a snapshot-controller.
 	Snapshotter bool `yaml:"snapshotter"`
 	// CapacityPeriod is how often capacity is published without an event.
 	CapacityPeriod time.Duration `yaml:"capacityPeriod"`

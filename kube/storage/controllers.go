@@ -28,9 +28,11 @@ type Deps struct {
 	Client *apiclient.Client
 	// SELinuxMount says that every volume is a file system of its own.
 	SELinuxMount bool
-	// Volumes and Snapshots are the driver.
+	// Volumes, Snapshots and Groups are the driver; without Groups no group
+	// snapshots are taken.
 	Volumes   Volumes
 	Snapshots Snapshots
+	Groups    Groups
 }
 
 // Controllers are the storage controllers of one node.
@@ -87,6 +89,9 @@ func New(cfg Config, deps Deps) (*Controllers, error) {
 			return nil, err
 		}
 	}
+	if err := c.volumes.AddIndexers(cache.Indexers{byHandle: c.handleOf}); err != nil {
+		return nil, fmt.Errorf("index volumes: %w", err)
+	}
 	return c, nil
 }
 
@@ -102,6 +107,8 @@ func (c *Controllers) Start(ctx context.Context) error {
 		{c.cfg.Resizer, c.addResizer},
 		{c.cfg.Modifier, c.addModifier},
 		{c.cfg.Snapshotter, c.addSnapshotter},
+		{c.cfg.Snapshotter, c.addAdopter},
+		{c.cfg.Snapshotter && c.deps.Groups != nil, c.addGroupSnapshotter},
 	} {
 		if !part.on {
 			continue

@@ -24,6 +24,7 @@ type fakeDriver struct {
 	volumes   map[string]*csi.CreateVolumeRequest // by id
 	sizes     map[string]int64
 	snapshots map[string]*csi.Snapshot
+	groups    map[string]*csi.VolumeGroupSnapshot
 	mutable   map[string]map[string]string
 	fail      map[string][]error
 	calls     []string
@@ -32,12 +33,13 @@ type fakeDriver struct {
 var (
 	_ Volumes   = (*fakeDriver)(nil)
 	_ Snapshots = (*fakeDriver)(nil)
+	_ Groups    = (*fakeDriver)(nil)
 )
 
 func newFakeDriver(total int64) *fakeDriver {
 	return &fakeDriver{
 		total: total, volumes: map[string]*csi.CreateVolumeRequest{}, sizes: map[string]int64{},
-		snapshots: map[string]*csi.Snapshot{}, mutable: map[string]map[string]string{}, fail: map[string][]error{},
+		snapshots: map[string]*csi.Snapshot{}, groups: map[string]*csi.VolumeGroupSnapshot{}, mutable: map[string]map[string]string{}, fail: map[string][]error{},
 	}
 }
 
@@ -177,6 +179,9 @@ func (d *fakeDriver) DeleteSnapshot(_ context.Context, r *csi.DeleteSnapshotRequ
 	if err := d.enter("delete-snapshot"); err != nil {
 		return nil, err
 	}
+	if d.snapshots[r.GetSnapshotId()].GetGroupSnapshotId() != "" {
+		return nil, status.Error(codes.InvalidArgument, "member of a group")
+	}
 	delete(d.snapshots, r.GetSnapshotId())
 	return &csi.DeleteSnapshotResponse{}, nil
 }
@@ -192,4 +197,44 @@ func (d *fakeDriver) ListSnapshots(_ context.Context, r *csi.ListSnapshotsReques
 		out.Entries = append(out.Entries, &csi.ListSnapshotsResponse_Entry{Snapshot: s})
 	}
 	return out, nil
+}
+
+func (d *fakeDriver) CreateVolumeGroupSnapshot(_ context.Context, r *csi.CreateVolumeGroupSnapshotRequest, _ ...grpc.CallOption) (*csi.CreateVolumeGroupSnapshotResponse, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.enter("group"); err != nil {
+		return nil, err
+	}
+	now, g := timestamppb.New(time.Unix(1700000000, 0)), &csi.VolumeGroupSnapshot{GroupSnapshotId: "group-" + r.GetName(), ReadyToUse: true}
+	for _, v := range r.GetSourceVolumeIds() {
+		if d.volumes[v] == nil {
+			return nil, status.Errorf(codes.NotFound, "volume %s not found", v)
+		}
+		s := &csi.Snapshot{SnapshotId: "member-" + v, SourceVolumeId: v, SizeBytes: d.sizes[v], CreationTime: now, ReadyToUse: true, GroupSnapshotId: g.GroupSnapshotId}
+		g.Snapshots, d.snapshots[s.SnapshotId] = append(g.Snapshots, s), s
+	}
+	g.CreationTime, d.groups[g.GroupSnapshotId] = now, g
+	return &csi.CreateVolumeGroupSnapshotResponse{GroupSnapshot: g}, nil
+}
+
+func (d *fakeDriver) DeleteVolumeGroupSnapshot(_ context.Context, r *csi.DeleteVolumeGroupSnapshotRequest, _ ...grpc.CallOption) (*csi.DeleteVolumeGroupSnapshotResponse, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.enter("delete-group"); err != nil {
+		return nil, err
+	}
+	for _, id := range r.GetSnapshotIds() {
+		delete(d.snapshots, id)
+	}
+	delete(d.groups, r.GetGroupSnapshotId())
+	return &csi.DeleteVolumeGroupSnapshotResponse{}, nil
+}
+
+func (d *fakeDriver) GetVolumeGroupSnapshot(_ context.Context, r *csi.GetVolumeGroupSnapshotRequest, _ ...grpc.CallOption) (*csi.GetVolumeGroupSnapshotResponse, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if g := d.groups[r.GetGroupSnapshotId()]; g != nil {
+		return &csi.GetVolumeGroupSnapshotResponse{GroupSnapshot: g}, nil
+	}
+	return nil, status.Errorf(codes.NotFound, "group %s not found", r.GetGroupSnapshotId())
 }

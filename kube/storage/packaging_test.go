@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	groupv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumegroupsnapshot/v1"
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
@@ -173,7 +175,7 @@ func TestChartGivesTheRightsThatAreNeeded(t *testing.T) {
 
 	cfg := c.config()
 	cfg.CSIDriver, cfg.TopologyKey = true, "topology."+c.driver+"/node"
-	s, err := New(cfg, Deps{Log: log, Node: "me", Client: client.Client, Volumes: c.fake, Snapshots: c.fake})
+	s, err := New(cfg, Deps{Log: log, Node: "me", Client: client.Client, Volumes: c.fake, Snapshots: c.fake, Groups: c.fake})
 	c.must(err)
 	c.must(s.Start(t.Context()))
 	defer func() { c.must(s.Stop(context.Background())) }()
@@ -193,6 +195,7 @@ func TestChartGivesTheRightsThatAreNeeded(t *testing.T) {
 		return len(list.Items) == 1
 	})
 	c.must(s.ensureDriverObject(t.Context()))
+	c.snapshotsAsAgent(client)
 	c.deleteClaim("mine")
 	c.await("volume deleted", func() bool { return len(c.mine()) == 0 && len(c.fake.ids()) == 0 })
 	if faults := w.Status().Source.Faults; len(faults) > 0 {
@@ -251,4 +254,24 @@ func (c *cluster) awaitPolicies(client *kube.Client) {
 		}, dry)
 		return err != nil && strings.Contains(err.Error(), "only its own node's capacity")
 	})
+}
+
+// snapshotsAsAgent takes and deletes a snapshot and a group with the agent's rights, and
+// tries what they do not give.
+func (c *cluster) snapshotsAsAgent(client *kube.Client) {
+	c.t.Helper()
+	s := newSnapshots(c)
+	handle := c.bound("mine").Spec.CSI.VolumeHandle
+	source := snapshotv1.VolumeSnapshotContentSource{VolumeHandle: &handle}
+	s.content("other", "other", source)
+	s.content("one", "", source)
+	s.group("group", groupv1.VolumeGroupSnapshotContentSource{VolumeHandles: []string{handle}})
+	c.await("snapshots", func() bool { return ready(s.get("one")) && groupReady(s.getGroup("group")) })
+	c.await("snapshots of other nodes protected", func() bool {
+		_, err := client.SnapshotContents().Patch(c.t.Context(), c.ns+"-other", types.MergePatchType, []byte(`{"metadata":{"annotations":{"a":"b"}}}`))
+		return err != nil && strings.Contains(err.Error(), "only snapshots of its own node")
+	})
+	s.drop("one")
+	s.dropGroup("group")
+	c.await("snapshots gone", func() bool { return s.get("one") == nil && s.getGroup("group") == nil })
 }

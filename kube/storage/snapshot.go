@@ -17,6 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
 )
@@ -28,7 +29,8 @@ const (
 	// has given its last word: until then the object must not go.
 	annSnapshotCreating = "snapshot.storage.kubernetes.io/volumesnapshot-being-created"
 	annSnapshotDeleting = "snapshot.storage.kubernetes.io/volumesnapshot-being-deleted"
-	annSnapshotGroup    = "groupsnapshot.storage.kubernetes.io/volumeGroupSnapshotHandle"
+	annSnapshotGroup    = "groupsnapshot.storage.k8s.io/volumeGroupSnapshotHandle"
+	snapshotContents    = "volumesnapshotcontents"
 	finalizerSnapshot   = "snapshot.storage.kubernetes.io/volumesnapshotcontent-bound-protection"
 )
 
@@ -53,21 +55,27 @@ func (c *Controllers) addSnapshotter(ctx context.Context) error {
 	if err := s.follow(); err != nil {
 		return err
 	}
+	c.whenServed(ctx, snapshotv1.SchemeGroupVersion.WithResource(snapshotContents), s.queue, s.contents)
+	return nil
+}
+
+// whenServed begins to work on a queue when the server knows the resource, the informer
+// its objects, and the volumes are known, too.
+func (c *Controllers) whenServed(ctx context.Context, resource schema.GroupVersionResource, queue *reconciler, contents cache.SharedIndexInformer) {
 	c.wg.Go(func() {
-		defer s.queue.stop()
-		if !s.awaitAPI(ctx) {
+		defer queue.stop()
+		if !c.awaitAPI(ctx, resource) {
 			return
 		}
 		var informer sync.WaitGroup
 		defer informer.Wait()
-		informer.Go(func() { s.contents.RunWithContext(ctx) })
-		if !cache.WaitForCacheSync(ctx.Done(), s.contents.HasSynced) {
+		informer.Go(func() { contents.RunWithContext(ctx) })
+		if !cache.WaitForCacheSync(ctx.Done(), contents.HasSynced, c.volumes.HasSynced) {
 			return
 		}
-		s.queue.start(ctx)
+		queue.start(ctx)
 		<-ctx.Done()
 	})
-	return nil
 }
 
 // follow queues contents that are new or that another has changed. What this
@@ -94,10 +102,10 @@ func (s *snapshotter) follow() error {
 	return err
 }
 
-// awaitAPI waits until the server knows snapshots.
-func (s *snapshotter) awaitAPI(ctx context.Context) bool {
+// awaitAPI waits until the server knows a resource of the snapshot API.
+func (c *Controllers) awaitAPI(ctx context.Context, resource schema.GroupVersionResource) bool {
 	for wait := backoffMin; ; wait = min(2*wait, backoffMax) {
-		if ok, err := s.client.HasResource(ctx, snapshotv1.SchemeGroupVersion, "volumesnapshotcontents"); err == nil && ok {
+		if ok, err := c.client.HasResource(ctx, resource.GroupVersion(), resource.Resource); err == nil && ok {
 			return true
 		}
 		if !pause(ctx, wait) {
@@ -148,8 +156,13 @@ func (s *snapshotter) mayGo(content *snapshotv1.VolumeSnapshotContent) bool {
 // became of one that it was asked for.
 func toTake(content *snapshotv1.VolumeSnapshotContent) bool {
 	_, creating := content.Annotations[annSnapshotCreating]
-	_, inGroup := content.Annotations[annSnapshotGroup]
-	return content.Spec.Source.VolumeHandle != nil && !inGroup && (content.DeletionTimestamp == nil || creating)
+	return content.Spec.Source.VolumeHandle != nil && !inGroup(content) && (content.DeletionTimestamp == nil || creating)
+}
+
+// inGroup reports whether the snapshot was taken with others, and goes with them.
+func inGroup(content *snapshotv1.VolumeSnapshotContent) bool {
+	_, marked := content.Annotations[annSnapshotGroup]
+	return marked || content.Status != nil && content.Status.VolumeGroupSnapshotHandle != nil
 }
 
 func ready(content *snapshotv1.VolumeSnapshotContent) bool {
@@ -207,12 +220,17 @@ func (s *snapshotter) classParameters(ctx context.Context, content *snapshotv1.V
 	if err != nil {
 		return nil, fmt.Errorf("snapshot class: %w", err)
 	}
-	for _, key := range slices.Sorted(maps.Keys(class.Parameters)) {
+	return class.Parameters, plainParameters("snapshot class "+name, class.Parameters)
+}
+
+// plainParameters refuses parameters that would be silently without effect.
+func plainParameters(whose string, params map[string]string) error {
+	for _, key := range slices.Sorted(maps.Keys(params)) {
 		if strings.HasPrefix(key, prefixParameter) {
-			return nil, fmt.Errorf("snapshot class %s: parameter %s: the driver takes no secrets and no such setting", name, key)
+			return fmt.Errorf("%s: parameter %s: the driver takes no secrets and no such setting", whose, key)
 		}
 	}
-	return class.Parameters, nil
+	return nil
 }
 
 // look asks the driver about a snapshot that is not ready, or that was there
@@ -239,7 +257,7 @@ func (s *snapshotter) look(ctx context.Context, content *snapshotv1.VolumeSnapsh
 // remove deletes the snapshot if its object says so, and lets the object go.
 func (s *snapshotter) remove(ctx context.Context, content *snapshotv1.VolumeSnapshotContent) error {
 	handle := snapshotHandleOf(content)
-	if content.Spec.DeletionPolicy == snapshotv1.VolumeSnapshotContentDelete && handle != "" {
+	if content.Spec.DeletionPolicy == snapshotv1.VolumeSnapshotContentDelete && handle != "" && !inGroup(content) {
 		call, cancel := s.withTimeout(ctx)
 		defer cancel()
 		if _, err := s.deps.Snapshots.DeleteSnapshot(call, &csi.DeleteSnapshotRequest{SnapshotId: handle}); err != nil {
@@ -277,6 +295,7 @@ func (s *snapshotter) failed(ctx context.Context, content *snapshotv1.VolumeSnap
 	text := fmt.Sprintf("node %s: %s", s.deps.Node, message(why))
 	if content.Status == nil || content.Status.Error == nil || deref(content.Status.Error.Message, "") != text {
 		s.events.Event(content, corev1.EventTypeWarning, reason, text)
+		s.events.EventOn(content.Spec.VolumeSnapshotRef, corev1.EventTypeWarning, reason, text)
 		err := s.patch(ctx, content, map[string]any{"status": map[string]any{
 			"readyToUse": false, "error": map[string]any{"message": text, "time": metav1.Now()},
 		}}, "status")

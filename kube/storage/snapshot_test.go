@@ -46,9 +46,9 @@ func newSnapshots(c *cluster) *snapshots {
 	dir, err := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Dir}}",
 		"github.com/kubernetes-csi/external-snapshotter/client/v8").Output()
 	c.must(err)
-	crds, err := filepath.Glob(filepath.Join(strings.TrimSpace(string(dir)), "config/crd/snapshot.*.yaml"))
+	crds, err := filepath.Glob(filepath.Join(strings.TrimSpace(string(dir)), "config/crd/*snapshot.storage*.yaml"))
 	c.must(err)
-	if len(crds) != 3 {
+	if len(crds) != 6 {
 		t.Fatalf("CRDs: %q", crds)
 	}
 	for _, file := range crds {
@@ -72,12 +72,22 @@ func newSnapshots(c *cluster) *snapshots {
 	return &snapshots{c, client}
 }
 
-// content makes the object that the snapshot-controller makes for a snapshot.
-func (s *snapshots) content(name, node string, source snapshotv1.VolumeSnapshotContentSource) {
+// content makes the object that the snapshot-controller makes for a snapshot; node is
+// "" when it names none.
+func (s *snapshots) content(name, node string, source snapshotv1.VolumeSnapshotContentSource, annotations ...string) {
 	s.t.Helper()
+	var labels map[string]string
+	if node != "" {
+		labels = map[string]string{labelSnapshotNode: node}
+	}
+	notes := map[string]string{}
+	for _, a := range annotations {
+		k, v, _ := strings.Cut(a, "=")
+		notes[k] = v
+	}
 	_, err := s.SnapshotV1().VolumeSnapshotContents().Create(s.t.Context(), &snapshotv1.VolumeSnapshotContent{
 		ObjectMeta: metav1.ObjectMeta{
-			Name: s.ns + "-" + name, Labels: map[string]string{labelSnapshotNode: node}, Finalizers: []string{finalizerSnapshot},
+			Name: s.ns + "-" + name, Labels: labels, Annotations: notes, Finalizers: []string{finalizerSnapshot},
 		},
 		Spec: snapshotv1.VolumeSnapshotContentSpec{
 			Driver: s.driver, DeletionPolicy: snapshotv1.VolumeSnapshotContentDelete, Source: source,

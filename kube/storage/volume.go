@@ -207,3 +207,24 @@ func (c *Controllers) ownVolume(obj any) bool {
 	}
 	return false
 }
+
+// byHandle indexes the driver's PersistentVolumes by its name of the volume.
+const byHandle = "handle"
+
+func (c *Controllers) handleOf(obj any) ([]string, error) {
+	pv, ok := obj.(*corev1.PersistentVolume)
+	if !ok || pv.Spec.CSI == nil || pv.Spec.CSI.Driver != c.cfg.Driver {
+		return nil, nil
+	}
+	return []string{pv.Spec.CSI.VolumeHandle}, nil
+}
+
+// where says whether the volume of that handle is on this node; known is false
+// when there is no object for it.
+func (c *Controllers) where(handle string) (here, known bool) {
+	objs, err := c.volumes.GetIndexer().ByIndex(byHandle, handle)
+	if err != nil || len(objs) == 0 {
+		return false, false
+	}
+	return slices.ContainsFunc(objs, c.ownVolume), true
+}
