@@ -13,7 +13,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 TAGS    := grpcnotrace
 COMMANDS = $(notdir $(wildcard cmd/nodeagent*))
 # What the cluster of `make run` and of the black-box tests is made with; static, for web goes into an image.
-HARNESS = cd tests/e2e && CGO_ENABLED=0 go build -o ../../bin/ ./cmd/cluster ./cmd/web
+HARNESS = go run ./packaging/build --storage bin/storage.yaml && cd tests/e2e && CGO_ENABLED=0 go build -o ../../bin/ ./cmd/cluster ./cmd/web
 export PATH := $(TOOLS):$(PATH)
 
 .PHONY: help

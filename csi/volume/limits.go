@@ -181,7 +181,7 @@ func podCgroups(root, uid string) []string {
 		"kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod" + dashed + ".slice",
 	}
 	var out []string
-	for _, above := range []string{"", "*", "*/*"} {
+	for _, above := range []string{"", "*", "*/*", "*/*/*"} {
 		for _, n := range names {
 			found, err := filepath.Glob(filepath.Join(root, above, n))
 			if err == nil {

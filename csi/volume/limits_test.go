@@ -54,6 +54,7 @@ func TestLimitPod(t *testing.T) {
 		{"v2, systemd", true, "kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod8f3c_11.slice"},
 		{"v2, nested", true, "node/kubepods/pod8f3c-11"},
 		{"v1", false, "kubepods/pod8f3c-11"},
+		{"v1, deep below", false, "cluster/node/pods/kubepods/burstable/pod8f3c-11"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			root := fakeCgroups(t, tc.v2, tc.dir, tc.dir+"/container", "kubepods/podother")

@@ -44,6 +44,7 @@ func run(args []string) error {
 	flags.StringVar(&r.bin, "bin", "bin", "directory of the built programs")
 	flags.StringVar(&r.image, "image", "ghcr.io/nodeagent/nodeagent", "name of the image")
 	out := flags.String("out", "dist", "directory for what is made")
+	storage := flags.String("storage", "", "make only this file: the objects of the volumes, CSIDriver and StorageClasses")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -56,6 +57,13 @@ func run(args []string) error {
 	}
 	if !strings.HasPrefix(r.version, "v") {
 		return fmt.Errorf("version %q: begins with v", r.version)
+	}
+	if *storage != "" {
+		data, err := r.storage()
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(*storage, data, 0o644)
 	}
 	return r.write(*out)
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -182,4 +183,19 @@ func (r release) manifests(mode string) ([]byte, error) {
 	return render.Manifests(chart,
 		render.Release{Name: "nodeagent", Namespace: "kube-system", AppVersion: r.version},
 		map[string]any{"mode": mode, "image": map[string]any{"repository": r.image}})
+}
+
+// storage is the part of the manifests about volumes.
+func (r release) storage() ([]byte, error) {
+	all, err := r.manifests("host")
+	if err != nil {
+		return nil, err
+	}
+	const source = "---\n# Source: "
+	for part := range bytes.SplitSeq(all, []byte(source)) {
+		if bytes.HasPrefix(part, []byte("nodeagent/templates/storage.yaml\n")) {
+			return append([]byte(source), part...), nil
+		}
+	}
+	return nil, errors.New("the chart has no templates/storage.yaml")
 }

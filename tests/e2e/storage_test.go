@@ -23,7 +23,7 @@ kind: PersistentVolumeClaim
 metadata: {name: data}
 spec:
   accessModes: [ReadWriteOnce]
-  storageClassName: nodeagent-local
+  storageClassName: nodeagent
   resources: {requests: {storage: 64Mi}}
 ---
 apiVersion: v1

@@ -121,6 +121,9 @@ func (c *Config) programs() []string {
 	if c.Runtime != RuntimeContainerd {
 		p = append(p, filepath.Join(c.Bin, "nodeagent"))
 	}
+	if c.hasAgent() {
+		p = append(p, filepath.Join(c.Tools, "snapshot-controller"), filepath.Join(c.Bin, "storage.yaml"))
+	}
 	return p
 }
 
@@ -182,7 +185,7 @@ func Up(ctx context.Context, cfg Config) (*Cluster, error) {
 	}
 	steps = append(steps, step{"nodes Ready", c.waitReady})
 	if c.hasAgent() {
-		steps = append(steps, step{"storage class", c.applyStorage})
+		steps = append(steps, step{"snapshot API", c.startSnapshots}, step{"storage class", c.applyStorage})
 	}
 	return c.up(ctx, steps)
 }

@@ -17,7 +17,7 @@ import (
 )
 
 // hasAgent says whether nodeagent is on the nodes, as a service or as a DaemonSet.
-func (c *Cluster) hasAgent() bool { return c.Runtime == RuntimeNodeagent || c.Dist != "" }
+func (c *Config) hasAgent() bool { return c.Runtime == RuntimeNodeagent || c.Dist != "" }
 
 // applyDaemonSet deploys the package in Config.Dist as a person would: the image to
 // a registry, the manifest to the API server.

@@ -5,7 +5,6 @@ package cluster
 import (
 	"bytes"
 	"context"
-	_ "embed" // the manifests
 	"fmt"
 	"net"
 	"net/http"
@@ -14,14 +13,6 @@ import (
 	"strings"
 	"time"
 )
-
-//go:embed storage.yaml
-var storageManifests string
-
-// applyStorage makes the driver and its class known, as nodeagent's packages do.
-func (c *Cluster) applyStorage(ctx context.Context) error {
-	return c.Apply(ctx, storageManifests)
-}
 
 // KubectlCommand prepares a kubectl of the machine, outside the cluster's boxes.
 func (c *Cluster) KubectlCommand(ctx context.Context, args ...string) *exec.Cmd {

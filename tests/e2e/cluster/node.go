@@ -78,6 +78,11 @@ func (n *Node) join(ctx context.Context) error {
 	if _, err := pki.kubeconfig("node-"+name, controlURL, "system:node:"+name, "system:nodes"); err != nil {
 		return err
 	}
+	if n.kind == RuntimeNodeagent {
+		if err := n.makePools(ctx); err != nil {
+			return err
+		}
+	}
 	if err := n.startRuntime(ctx); err != nil {
 		return err
 	}

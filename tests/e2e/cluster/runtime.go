@@ -66,6 +66,9 @@ func (n *Node) startAgent() error {
 		"dataplane":  map[string]any{"cgroup": n.UnifiedCgroup()},
 		"kubernetes": map[string]any{"kubeconfig": "/etc/nodeagent/kubeconfig"},
 	}
+	if !n.c.bare {
+		cfg["storage"] = n.pools()
+	}
 	maps.Copy(cfg, n.c.AgentExtra)
 	if err := n.writeYAML(agentConfig, cfg); err != nil {
 		return err
