@@ -84,7 +84,7 @@ func run(parent context.Context, p *process) (retErr error) {
 	}
 	p.log.InfoContext(ctx, "ready", "took", time.Since(begin))
 	p.notify(ctx, daemon.SdNotifyReady)
-	<-ctx.Done()
+	keepSmall(ctx, p.log)
 	p.notify(ctx, daemon.SdNotifyStopping)
 	err = stopAll(ctx, p.log, parts, stopTimeout)
 	p.log.InfoContext(ctx, "stopped")
