@@ -27,7 +27,7 @@ func (d *Dataplane) PrepareLink(_ context.Context, ifindex int) error {
 // UpdateEndpoint brings an endpoint into the data path, or changes it: when it
 // returns, the pod can send and receive. Its link must exist. An address that
 // belonged to another endpoint belongs to this one from now on.
-func (d *Dataplane) UpdateEndpoint(_ context.Context, ep Endpoint) error {
+func (d *Dataplane) UpdateEndpoint(ctx context.Context, ep Endpoint) error {
 	if err := ep.validate(); err != nil {
 		return err
 	}
@@ -57,7 +57,7 @@ func (d *Dataplane) UpdateEndpoint(_ context.Context, ep Endpoint) error {
 		}
 	}
 	if len(ep.HostPorts) > 0 || len(old.HostPorts) > 0 {
-		errs = append(errs, d.setHostPorts(ep))
+		errs = append(errs, d.setHostPorts(ctx, ep))
 	}
 	return errors.Join(errs...)
 }
@@ -174,23 +174,23 @@ func (d *Dataplane) dropAddrs(id string, addrs, keep []netip.Addr) error {
 
 // DeleteEndpoint takes an endpoint out of the data path; its link may be gone
 // already. Deleting an unknown endpoint succeeds.
-func (d *Dataplane) DeleteEndpoint(_ context.Context, id string) error {
+func (d *Dataplane) DeleteEndpoint(ctx context.Context, id string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !d.started {
 		return ErrNotStarted
 	}
-	return d.deleteEndpoint(id)
+	return d.deleteEndpoint(ctx, id)
 }
 
-func (d *Dataplane) deleteEndpoint(id string) error {
+func (d *Dataplane) deleteEndpoint(ctx context.Context, id string) error {
 	ep, ok := d.endpoints[id]
 	if !ok {
 		return nil
 	}
 	err := d.dropAddrs(id, ep.Addrs, nil)
 	if len(ep.HostPorts) > 0 {
-		err = errors.Join(err, d.setHostPorts(Endpoint{ID: id}))
+		err = errors.Join(err, d.setHostPorts(ctx, Endpoint{ID: id}))
 	}
 	if err != nil {
 		return fmt.Errorf("delete endpoint %s: %w", id, err)
@@ -203,7 +203,7 @@ func (d *Dataplane) deleteEndpoint(id string) error {
 
 // PruneEndpoints deletes every endpoint that is not in keep, those of an
 // earlier daemon included.
-func (d *Dataplane) PruneEndpoints(_ context.Context, keep []string) error {
+func (d *Dataplane) PruneEndpoints(ctx context.Context, keep []string) error {
 	want := make(map[string]bool, len(keep))
 	for _, id := range keep {
 		want[id] = true
@@ -216,7 +216,7 @@ func (d *Dataplane) PruneEndpoints(_ context.Context, keep []string) error {
 	var errs []error
 	for id := range d.endpoints {
 		if !want[id] {
-			errs = append(errs, d.deleteEndpoint(id))
+			errs = append(errs, d.deleteEndpoint(ctx, id))
 		}
 	}
 	have, err := d.eps.All()

@@ -63,12 +63,9 @@ func (d *Dataplane) Frontends() ([]Frontend, error) {
 
 func (t *table) describe(owner string, o *owned, key maps.ServiceKey, f *front) Frontend {
 	out := Frontend{
-		Owner: owner,
-		ID:    f.value.Id,
-		Frontend: service.Frontend{
-			Addr: netip.AddrFrom16(key.Addr.B).Unmap(), Port: maps.Port(key.Port),
-			Proto: key.Proto, Scope: service.Scope(key.Scope),
-		},
+		Owner:    owner,
+		ID:       f.value.Id,
+		Frontend: frontendOf(key),
 		Affinity: maps.Duration(f.value.Affinity),
 		Maglev:   f.value.Flags&uint16(bpf.DatapathSvcFlagsSVC_MAGLEV) != 0,
 		Ranges:   f.value.Flags&uint16(bpf.DatapathSvcFlagsSVC_RANGES) != 0,

@@ -40,30 +40,7 @@ func TestRootGrow(t *testing.T) {
 			s.progress(t)
 		}
 	}
-	check := func(grown bool) {
-		t.Helper()
-		var usage []observe.Fill
-		if err := h.agent.get("Usage", nil, &usage); err != nil {
-			t.Fatal(err)
-		}
-		for _, u := range usage {
-			if (u.Map == "services" || u.Map == "backends") && (u.Entries < 512 || (u.Grown > 0) != grown) {
-				t.Errorf("%+v, want it larger (grown: %v)", u, grown)
-			}
-		}
-		for i := range 2 {
-			for n := range byte(100) {
-				to := netip.AddrPortFrom(vips(n + 2)[i], 80)
-				if got := h.trace(t, TraceRequest{netip.AddrPortFrom(a.addrs[i], 0), to, service.TCP}); len(got.Backends) != 3 {
-					t.Errorf("%s: %d backends, want 3", to, len(got.Backends))
-				}
-			}
-			if name, _, err := a.ask("tcp", netip.AddrPortFrom(vips(1)[i], 80)); err != nil || name != "b" {
-				t.Errorf("%s answers, %v; want b", name, err)
-			}
-		}
-	}
-	check(true)
+	checkGrown(t, a, true)
 	h.waitLinks(t, a, b)
 	h.agent.kill(t)
 	h.startAgent(t)
@@ -76,9 +53,35 @@ func TestRootGrow(t *testing.T) {
 	}
 	h.agent.must(t, "UpdateServices", want)
 	h.agent.must(t, "PruneServices", names)
-	check(false)
+	checkGrown(t, a, false)
 	for _, s := range streams {
 		s.progress(t)
 		s.finish(t)
+	}
+}
+
+// checkGrown asks for the sizes, and whether all services are there.
+func checkGrown(t *testing.T, a *pod, grown bool) {
+	t.Helper()
+	h := a.host
+	var usage []observe.Fill
+	if err := h.agent.get("Usage", nil, &usage); err != nil {
+		t.Fatal(err)
+	}
+	for _, u := range usage {
+		if (u.Map == "services" || u.Map == "backends") && (u.Entries < 512 || (u.Grown > 0) != grown) {
+			t.Errorf("%+v, want it larger (grown: %v)", u, grown)
+		}
+	}
+	for i := range 2 {
+		for n := range byte(100) {
+			to := netip.AddrPortFrom(vips(n + 2)[i], 80)
+			if got := h.trace(t, TraceRequest{netip.AddrPortFrom(a.addrs[i], 0), to, service.TCP}); len(got.Backends) != 3 {
+				t.Errorf("%s: %d backends, want 3", to, len(got.Backends))
+			}
+		}
+		if name, _, err := a.ask("tcp", netip.AddrPortFrom(vips(1)[i], 80)); err != nil || name != "b" {
+			t.Errorf("%s answers, %v; want b", name, err)
+		}
 	}
 }

@@ -25,7 +25,7 @@ const (
 
 // SetNode says what is known of the node. It may be called again at any time,
 // also before Start.
-func (d *Dataplane) SetNode(_ context.Context, n Node) error {
+func (d *Dataplane) SetNode(ctx context.Context, n Node) error {
 	if err := n.validate(); err != nil {
 		return err
 	}
@@ -39,7 +39,7 @@ func (d *Dataplane) SetNode(_ context.Context, n Node) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(d.syncHost(host), d.recompile())
+	return errors.Join(d.syncHost(host), d.recompile(ctx))
 }
 
 // syncHost makes the maps agree with the node's interfaces and addresses. The

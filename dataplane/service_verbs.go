@@ -138,19 +138,19 @@ func (d *Dataplane) PruneServices(_ context.Context, keep []types.NamespacedName
 }
 
 // setHostPorts makes the table agree with an endpoint's host ports.
-func (d *Dataplane) setHostPorts(ep Endpoint) error {
+func (d *Dataplane) setHostPorts(ctx context.Context, ep Endpoint) error {
 	d.svcMu.Lock()
 	defer d.svcMu.Unlock()
 	w := wish{"endpoint " + ep.ID, hostPorts(ep)}
 	c := &change{}
-	c.errs = append(c.errs, d.grow(context.Background(), d.table.short([]wish{w})))
+	c.errs = append(c.errs, d.grow(ctx, d.table.short([]wish{w})))
 	d.table.set(c, w.owner, w.entries)
 	return d.commit(c)
 }
 
 // recompile compiles all services again after the node changed: which backends
 // are local and which are near depends on it.
-func (d *Dataplane) recompile() error {
+func (d *Dataplane) recompile(ctx context.Context) error {
 	d.svcMu.Lock()
 	defer d.svcMu.Unlock()
 	node := d.node.serviceNode()
@@ -160,7 +160,7 @@ func (d *Dataplane) recompile() error {
 	d.svcNode = node
 	var errs []error
 	for piece := range slices.Chunk(slices.Collect(maps.Values(d.services)), atOnce) {
-		errs = append(errs, d.program(context.Background(), piece, true))
+		errs = append(errs, d.program(ctx, piece, true))
 	}
 	return errors.Join(errs...)
 }
@@ -172,6 +172,9 @@ func (d *Dataplane) commit(c *change) error {
 	}
 	if len(c.lost) > 0 {
 		wake(d.sweepNow)
+	}
+	for _, r := range c.rival {
+		d.log.Warn("two want one frontend", "frontend", r)
 	}
 	err := d.table.commit(c)
 	for _, id := range c.ids {

@@ -17,8 +17,8 @@ import (
 var ErrFull = errors.New("full")
 
 // table makes the maps of services agree with what owners want in them. An
-// owner is a Service, or an endpoint with host ports; a frontend belongs to the
-// owner that asked for it last. Only differences are written: first backends,
+// owner is a Service, or an endpoint with host ports (rival.go says who of two
+// gets a frontend). Only differences are written: first backends,
 // then frontends, then what is not wanted any more is removed.
 //
 // It is not safe for concurrent use.
@@ -27,6 +27,8 @@ type table struct {
 	slots  *slots
 	owners map[string]*owned
 	fronts map[maps.ServiceKey]*front
+	// rivals are what other owners want at frontends that are taken.
+	rivals map[maps.ServiceKey][]*front
 	// left is what an earlier daemon wrote and nobody has asked for yet.
 	left       map[maps.ServiceKey]maps.ServiceValue
 	leftBase   map[uint32]int // frontends in left by base
@@ -78,6 +80,7 @@ type change struct {
 	free   []span
 	lost   []lostBackend
 	ids    []uint32 // that are not in use any more
+	rival  []string // frontends that two owners want, for people
 	errs   []error
 }
 
@@ -88,6 +91,7 @@ func newTable(m maps.Services) (*table, error) {
 		slots:      newSlots(m.MaxBackends()),
 		owners:     map[string]*owned{},
 		fronts:     map[maps.ServiceKey]*front{},
+		rivals:     map[maps.ServiceKey][]*front{},
 		leftBase:   map[uint32]int{},
 		leftRanges: map[maps.Range]bool{},
 		nextID:     1,
@@ -149,9 +153,8 @@ func (t *table) set(c *change, owner string, entries []service.Entry) {
 		}
 	}
 	for _, key := range old.fronts {
-		if f := t.fronts[key]; f != nil && f.owner == owner && !slices.Contains(next.fronts, key) {
-			delete(t.fronts, key)
-			c.gone = append(c.gone, key)
+		if !slices.Contains(next.fronts, key) {
+			t.leave(c, owner, key)
 		}
 	}
 	for _, s := range old.slices {
@@ -164,22 +167,6 @@ func (t *table) set(c *change, owner string, entries []service.Entry) {
 		return
 	}
 	t.owners[owner] = next
-}
-
-// put records a frontend and writes it if that changes anything.
-func (t *table) put(c *change, owner string, key maps.ServiceKey, value maps.ServiceValue) {
-	was, known := t.left[key]
-	if known {
-		t.claim(key, was)
-	}
-	if f := t.fronts[key]; f != nil {
-		was, known = f.value, true
-	}
-	t.fronts[key] = &front{owner: owner, value: value}
-	if !known || was != value {
-		c.keys = append(c.keys, key)
-		c.values = append(c.values, value)
-	}
 }
 
 // claim takes a frontend off the list of leftovers. Its slice stays reserved
@@ -397,6 +384,13 @@ func keyOf(f service.Frontend) maps.ServiceKey {
 		Port:  maps.Port(f.Port),
 		Proto: f.Proto,
 		Scope: uint8(f.Scope),
+	}
+}
+
+// frontendOf is the reverse of keyOf.
+func frontendOf(k maps.ServiceKey) service.Frontend {
+	return service.Frontend{
+		Addr: netip.AddrFrom16(k.Addr.B).Unmap(), Port: maps.Port(k.Port), Proto: k.Proto, Scope: service.Scope(k.Scope),
 	}
 }
 

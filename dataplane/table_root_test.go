@@ -184,6 +184,37 @@ func TestRootTableMove(t *testing.T) {
 	}
 }
 
+// TestRootTableRivals: of two that want a frontend, a service goes before a host
+// port, and the other one gets it when the first lets go.
+func TestRootTableRivals(t *testing.T) {
+	m := newServiceMaps(t, 64, 64)
+	tab := newTestTable(t, m)
+	pod, svc := entry(1, 1), entry(1, 3)
+	for _, order := range [][]string{{"endpoint p", "service s"}, {"service s", "endpoint p"}} {
+		all := map[string][]service.Entry{"endpoint p": pod, "service s": svc}
+		said := 0
+		for range 2 { // the second time nothing is new
+			for _, owner := range order {
+				said += len(tab.apply(t, map[string][]service.Entry{owner: all[owner]}).rival)
+			}
+		}
+		if said != 1 {
+			t.Errorf("%v: said %d times that two want it, want once", order, said)
+		}
+		tab.check(t, map[string][]service.Entry{"service s": svc})
+		tab.apply(t, map[string][]service.Entry{"service s": nil})
+		tab.check(t, map[string][]service.Entry{"endpoint p": pod})
+		tab.apply(t, map[string][]service.Entry{"service s": svc})
+		tab.apply(t, map[string][]service.Entry{"endpoint p": nil})
+		tab.check(t, map[string][]service.Entry{"service s": svc})
+		tab.apply(t, map[string][]service.Entry{"service s": nil})
+		tab.check(t, nil)
+	}
+	if len(tab.rivals) > 0 || tab.slots.used > 4 {
+		t.Errorf("%d rivals and %d slots are left", len(tab.rivals), tab.slots.used)
+	}
+}
+
 // TestRootTableFull: what does not fit is reported, what is there stays, and
 // there is room again once something goes.
 func TestRootTableFull(t *testing.T) {

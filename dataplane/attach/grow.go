@@ -140,8 +140,8 @@ func copyMap[K, V any](to, from *ebpf.Map) error {
 				return err
 			}
 		}
-		if err != nil {
-			return nil
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil // that was the last of them
 		}
 	}
 }
