@@ -17,6 +17,7 @@
 #include "lib/parse.h"
 #include "lib/pkt.h"
 #include "lib/rate.h"
+#include "lib/relay.h"
 #include "lib/service.h"
 #include "lib/socket.h"
 #include "lib/sockops.h"
@@ -126,6 +127,36 @@ SEC("tc")
 int to_net(struct __sk_buff *skb)
 {
 	return skb->ingress_ifindex ? ACT_OK : outgoing(skb, HOOK_TONET);
+}
+
+SEC("tc")
+int relay_from_pod(struct __sk_buff *skb)
+{
+	return relay(skb, HOOK_POD);
+}
+
+SEC("tc")
+int relay_from_net(struct __sk_buff *skb)
+{
+	return relay(skb, HOOK_NET);
+}
+
+SEC("tc")
+int relay_from_tun(struct __sk_buff *skb)
+{
+	return relay(skb, HOOK_TUN);
+}
+
+SEC("tc")
+int relay_to_pod(struct __sk_buff *skb)
+{
+	return relay(skb, HOOK_TOPOD);
+}
+
+SEC("tc")
+int relay_to_net(struct __sk_buff *skb)
+{
+	return relay(skb, HOOK_TONET);
 }
 
 SEC("cgroup/connect4")

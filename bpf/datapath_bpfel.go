@@ -156,6 +156,16 @@ const (
 	DatapathHookHOOK_MAX   DatapathHook = 5
 )
 
+type DatapathOldKey struct {
+	_ structs.HostLayout
+	B [64]uint8
+}
+
+type DatapathOldValue struct {
+	_ structs.HostLayout
+	B [192]uint8
+}
+
 type DatapathPeer struct {
 	_    structs.HostLayout
 	Addr DatapathAddr
@@ -203,6 +213,13 @@ const (
 	DatapathReasonDROP_RELATED    DatapathReason = 46
 	DatapathReasonREASON_MAX      DatapathReason = 64
 )
+
+type DatapathRecallBuf struct {
+	_     structs.HostLayout
+	Old   DatapathOldKey
+	Key   DatapathTuple
+	Value DatapathCtValue
+}
 
 type DatapathRoute struct {
 	_    structs.HostLayout
@@ -320,20 +337,29 @@ const (
 	DatapathMapBe            = "be"
 	DatapathMapCounters      = "counters"
 	DatapathMapCt            = "ct"
+	DatapathMapCtBefore      = "ct_before"
 	DatapathMapEps           = "eps"
 	DatapathMapEvents        = "events"
 	DatapathMapFrags         = "frags"
 	DatapathMapRanges        = "ranges"
 	DatapathMapRates         = "rates"
+	DatapathMapRecallBufs    = "recall_bufs"
+	DatapathMapRelays        = "relays"
 	DatapathMapRoutes        = "routes"
 	DatapathMapSkPeer        = "sk_peer"
 	DatapathMapSkUdp         = "sk_udp"
+	DatapathMapStage         = "stage"
 	DatapathMapSvc           = "svc"
 	DatapathMapSvcStats      = "svc_stats"
 	DatapathMapUplinks       = "uplinks"
 	DatapathProgFromNet      = "from_net"
 	DatapathProgFromPod      = "from_pod"
 	DatapathProgFromTun      = "from_tun"
+	DatapathProgRelayFromNet = "relay_from_net"
+	DatapathProgRelayFromPod = "relay_from_pod"
+	DatapathProgRelayFromTun = "relay_from_tun"
+	DatapathProgRelayToNet   = "relay_to_net"
+	DatapathProgRelayToPod   = "relay_to_pod"
 	DatapathProgSockConnect4 = "sock_connect4"
 	DatapathProgSockConnect6 = "sock_connect6"
 	DatapathProgSockGetpeer4 = "sock_getpeer4"
@@ -347,6 +373,9 @@ const (
 	DatapathProgToPod        = "to_pod"
 	DatapathVarCfgFlowEvents = "cfg_flow_events"
 	DatapathVarCfgHostCookie = "cfg_host_cookie"
+	DatapathVarCfgOldKey     = "cfg_old_key"
+	DatapathVarCfgOldValue   = "cfg_old_value"
+	DatapathVarCfgRecall     = "cfg_recall"
 	DatapathVarCfgServices   = "cfg_services"
 	DatapathVarCfgSnatMax    = "cfg_snat_max"
 	DatapathVarCfgSnatMin    = "cfg_snat_min"
@@ -402,6 +431,11 @@ type DatapathProgramSpecs struct {
 	FromNet      *ebpf.ProgramSpec `ebpf:"from_net"`
 	FromPod      *ebpf.ProgramSpec `ebpf:"from_pod"`
 	FromTun      *ebpf.ProgramSpec `ebpf:"from_tun"`
+	RelayFromNet *ebpf.ProgramSpec `ebpf:"relay_from_net"`
+	RelayFromPod *ebpf.ProgramSpec `ebpf:"relay_from_pod"`
+	RelayFromTun *ebpf.ProgramSpec `ebpf:"relay_from_tun"`
+	RelayToNet   *ebpf.ProgramSpec `ebpf:"relay_to_net"`
+	RelayToPod   *ebpf.ProgramSpec `ebpf:"relay_to_pod"`
 	SockConnect4 *ebpf.ProgramSpec `ebpf:"sock_connect4"`
 	SockConnect6 *ebpf.ProgramSpec `ebpf:"sock_connect6"`
 	SockGetpeer4 *ebpf.ProgramSpec `ebpf:"sock_getpeer4"`
@@ -419,21 +453,25 @@ type DatapathProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DatapathMapSpecs struct {
-	Aff      *ebpf.MapSpec `ebpf:"aff"`
-	Be       *ebpf.MapSpec `ebpf:"be"`
-	Counters *ebpf.MapSpec `ebpf:"counters"`
-	Ct       *ebpf.MapSpec `ebpf:"ct"`
-	Eps      *ebpf.MapSpec `ebpf:"eps"`
-	Events   *ebpf.MapSpec `ebpf:"events"`
-	Frags    *ebpf.MapSpec `ebpf:"frags"`
-	Ranges   *ebpf.MapSpec `ebpf:"ranges"`
-	Rates    *ebpf.MapSpec `ebpf:"rates"`
-	Routes   *ebpf.MapSpec `ebpf:"routes"`
-	SkPeer   *ebpf.MapSpec `ebpf:"sk_peer"`
-	SkUdp    *ebpf.MapSpec `ebpf:"sk_udp"`
-	Svc      *ebpf.MapSpec `ebpf:"svc"`
-	SvcStats *ebpf.MapSpec `ebpf:"svc_stats"`
-	Uplinks  *ebpf.MapSpec `ebpf:"uplinks"`
+	Aff        *ebpf.MapSpec `ebpf:"aff"`
+	Be         *ebpf.MapSpec `ebpf:"be"`
+	Counters   *ebpf.MapSpec `ebpf:"counters"`
+	Ct         *ebpf.MapSpec `ebpf:"ct"`
+	CtBefore   *ebpf.MapSpec `ebpf:"ct_before"`
+	Eps        *ebpf.MapSpec `ebpf:"eps"`
+	Events     *ebpf.MapSpec `ebpf:"events"`
+	Frags      *ebpf.MapSpec `ebpf:"frags"`
+	Ranges     *ebpf.MapSpec `ebpf:"ranges"`
+	Rates      *ebpf.MapSpec `ebpf:"rates"`
+	RecallBufs *ebpf.MapSpec `ebpf:"recall_bufs"`
+	Relays     *ebpf.MapSpec `ebpf:"relays"`
+	Routes     *ebpf.MapSpec `ebpf:"routes"`
+	SkPeer     *ebpf.MapSpec `ebpf:"sk_peer"`
+	SkUdp      *ebpf.MapSpec `ebpf:"sk_udp"`
+	Stage      *ebpf.MapSpec `ebpf:"stage"`
+	Svc        *ebpf.MapSpec `ebpf:"svc"`
+	SvcStats   *ebpf.MapSpec `ebpf:"svc_stats"`
+	Uplinks    *ebpf.MapSpec `ebpf:"uplinks"`
 }
 
 // DatapathVariableSpecs contains global variables before they are loaded into the kernel.
@@ -442,6 +480,9 @@ type DatapathMapSpecs struct {
 type DatapathVariableSpecs struct {
 	CfgFlowEvents *ebpf.VariableSpec `ebpf:"cfg_flow_events"`
 	CfgHostCookie *ebpf.VariableSpec `ebpf:"cfg_host_cookie"`
+	CfgOldKey     *ebpf.VariableSpec `ebpf:"cfg_old_key"`
+	CfgOldValue   *ebpf.VariableSpec `ebpf:"cfg_old_value"`
+	CfgRecall     *ebpf.VariableSpec `ebpf:"cfg_recall"`
 	CfgServices   *ebpf.VariableSpec `ebpf:"cfg_services"`
 	CfgSnatMax    *ebpf.VariableSpec `ebpf:"cfg_snat_max"`
 	CfgSnatMin    *ebpf.VariableSpec `ebpf:"cfg_snat_min"`
@@ -472,21 +513,25 @@ func (o *DatapathObjects) Close() error {
 //
 // It can be passed to LoadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DatapathMaps struct {
-	Aff      *ebpf.Map `ebpf:"aff"`
-	Be       *ebpf.Map `ebpf:"be"`
-	Counters *ebpf.Map `ebpf:"counters"`
-	Ct       *ebpf.Map `ebpf:"ct"`
-	Eps      *ebpf.Map `ebpf:"eps"`
-	Events   *ebpf.Map `ebpf:"events"`
-	Frags    *ebpf.Map `ebpf:"frags"`
-	Ranges   *ebpf.Map `ebpf:"ranges"`
-	Rates    *ebpf.Map `ebpf:"rates"`
-	Routes   *ebpf.Map `ebpf:"routes"`
-	SkPeer   *ebpf.Map `ebpf:"sk_peer"`
-	SkUdp    *ebpf.Map `ebpf:"sk_udp"`
-	Svc      *ebpf.Map `ebpf:"svc"`
-	SvcStats *ebpf.Map `ebpf:"svc_stats"`
-	Uplinks  *ebpf.Map `ebpf:"uplinks"`
+	Aff        *ebpf.Map `ebpf:"aff"`
+	Be         *ebpf.Map `ebpf:"be"`
+	Counters   *ebpf.Map `ebpf:"counters"`
+	Ct         *ebpf.Map `ebpf:"ct"`
+	CtBefore   *ebpf.Map `ebpf:"ct_before"`
+	Eps        *ebpf.Map `ebpf:"eps"`
+	Events     *ebpf.Map `ebpf:"events"`
+	Frags      *ebpf.Map `ebpf:"frags"`
+	Ranges     *ebpf.Map `ebpf:"ranges"`
+	Rates      *ebpf.Map `ebpf:"rates"`
+	RecallBufs *ebpf.Map `ebpf:"recall_bufs"`
+	Relays     *ebpf.Map `ebpf:"relays"`
+	Routes     *ebpf.Map `ebpf:"routes"`
+	SkPeer     *ebpf.Map `ebpf:"sk_peer"`
+	SkUdp      *ebpf.Map `ebpf:"sk_udp"`
+	Stage      *ebpf.Map `ebpf:"stage"`
+	Svc        *ebpf.Map `ebpf:"svc"`
+	SvcStats   *ebpf.Map `ebpf:"svc_stats"`
+	Uplinks    *ebpf.Map `ebpf:"uplinks"`
 }
 
 func (m *DatapathMaps) Close() error {
@@ -495,14 +540,18 @@ func (m *DatapathMaps) Close() error {
 		m.Be,
 		m.Counters,
 		m.Ct,
+		m.CtBefore,
 		m.Eps,
 		m.Events,
 		m.Frags,
 		m.Ranges,
 		m.Rates,
+		m.RecallBufs,
+		m.Relays,
 		m.Routes,
 		m.SkPeer,
 		m.SkUdp,
+		m.Stage,
 		m.Svc,
 		m.SvcStats,
 		m.Uplinks,
@@ -515,6 +564,9 @@ func (m *DatapathMaps) Close() error {
 type DatapathVariables struct {
 	CfgFlowEvents *ebpf.Variable `ebpf:"cfg_flow_events"`
 	CfgHostCookie *ebpf.Variable `ebpf:"cfg_host_cookie"`
+	CfgOldKey     *ebpf.Variable `ebpf:"cfg_old_key"`
+	CfgOldValue   *ebpf.Variable `ebpf:"cfg_old_value"`
+	CfgRecall     *ebpf.Variable `ebpf:"cfg_recall"`
 	CfgServices   *ebpf.Variable `ebpf:"cfg_services"`
 	CfgSnatMax    *ebpf.Variable `ebpf:"cfg_snat_max"`
 	CfgSnatMin    *ebpf.Variable `ebpf:"cfg_snat_min"`
@@ -532,6 +584,11 @@ type DatapathPrograms struct {
 	FromNet      *ebpf.Program `ebpf:"from_net"`
 	FromPod      *ebpf.Program `ebpf:"from_pod"`
 	FromTun      *ebpf.Program `ebpf:"from_tun"`
+	RelayFromNet *ebpf.Program `ebpf:"relay_from_net"`
+	RelayFromPod *ebpf.Program `ebpf:"relay_from_pod"`
+	RelayFromTun *ebpf.Program `ebpf:"relay_from_tun"`
+	RelayToNet   *ebpf.Program `ebpf:"relay_to_net"`
+	RelayToPod   *ebpf.Program `ebpf:"relay_to_pod"`
 	SockConnect4 *ebpf.Program `ebpf:"sock_connect4"`
 	SockConnect6 *ebpf.Program `ebpf:"sock_connect6"`
 	SockGetpeer4 *ebpf.Program `ebpf:"sock_getpeer4"`
@@ -550,6 +607,11 @@ func (p *DatapathPrograms) Close() error {
 		p.FromNet,
 		p.FromPod,
 		p.FromTun,
+		p.RelayFromNet,
+		p.RelayFromPod,
+		p.RelayFromTun,
+		p.RelayToNet,
+		p.RelayToPod,
 		p.SockConnect4,
 		p.SockConnect6,
 		p.SockGetpeer4,

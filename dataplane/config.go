@@ -70,7 +70,8 @@ type ServiceOptions struct {
 	ResetConnections bool `yaml:"resetConnections"`
 }
 
-// MapSizes are the capacities of the maps, in entries.
+// MapSizes are the capacities of the maps, in entries. A larger one takes effect
+// with the next start, a smaller one with the next boot.
 type MapSizes struct {
 	Conntrack uint32 `yaml:"conntrack"`
 	Endpoints uint32 `yaml:"endpoints"`
@@ -88,7 +89,7 @@ type Timeouts struct {
 	TCPEstablished time.Duration `yaml:"tcpEstablished"`
 	// TCPClosing is for connections that saw a FIN or a RST.
 	TCPClosing time.Duration `yaml:"tcpClosing"`
-	// UDP is for flows seen in one direction only.
+	// UDP is for flows seen in one direction only, or for a moment.
 	UDP time.Duration `yaml:"udp"`
 	// UDPStream is for flows seen in both directions.
 	UDPStream time.Duration `yaml:"udpStream"`

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/cilium/ebpf"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/nodeagent/nodeagent/dataplane/attach"
@@ -26,6 +27,10 @@ var ErrNotStarted = errors.New("data path not started")
 // Deps are what the data path needs from others.
 type Deps struct {
 	Log *slog.Logger
+	// Object returns the programs; nil: those that are built in.
+	Object func() (*ebpf.CollectionSpec, error)
+	// OnUpgrade is called before each step of an upgrade of maps; nil: nobody asks.
+	OnUpgrade func(step string)
 }
 
 // Dataplane holds the desired state and makes the kernel agree with it. All
@@ -36,6 +41,7 @@ type Deps struct {
 // the caller knows its desired state to be complete, remove what is left over.
 type Dataplane struct {
 	cfg    Config
+	deps   Deps
 	log    *slog.Logger
 	kernel *attach.Kernel
 	eps    maps.Endpoints
@@ -101,6 +107,7 @@ func New(cfg Config, deps Deps) (*Dataplane, error) {
 	}
 	return &Dataplane{
 		cfg:         cfg,
+		deps:        deps,
 		log:         deps.Log,
 		hostChanged: make(chan struct{}, 1),
 		podsChanged: make(chan struct{}, 1),
@@ -143,6 +150,9 @@ func (d *Dataplane) Start(ctx context.Context) (retErr error) {
 			retErr = errors.Join(retErr, d.kernel.Close())
 		}
 	}()
+	for _, name := range d.kernel.Converted {
+		d.log.InfoContext(ctx, "map of another layout was carried over", "map", name)
+	}
 	for _, name := range d.kernel.Renewed {
 		d.log.ErrorContext(ctx, "map of an earlier layout was made anew", "map", name)
 	}
@@ -173,6 +183,9 @@ func (d *Dataplane) Start(ctx context.Context) (retErr error) {
 	if err == nil {
 		err = d.syncHost(host)
 	}
+	if err == nil {
+		err = d.kernel.Settle()
+	}
 	if err != nil {
 		cancel()
 		return err
@@ -189,7 +202,9 @@ func (d *Dataplane) Start(ctx context.Context) (retErr error) {
 func (d *Dataplane) options(cookie uint64) attach.Options {
 	m := d.cfg.Maps
 	return attach.Options{
-		BPFFS: d.cfg.BPFFS,
+		BPFFS:  d.cfg.BPFFS,
+		Object: d.deps.Object,
+		OnStep: d.deps.OnUpgrade,
 		Sizes: map[string]uint32{
 			"ct": m.Conntrack, "eps": m.Endpoints, "svc": m.Services, "be": m.Backends,
 			"routes": m.Routes, "aff": m.Affinity, "rates": 2*m.Endpoints + 2, "svc_stats": d.cfg.ServiceOptions.MaxMetrics + 1,

@@ -15,7 +15,9 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/nodeagent/nodeagent/dataplane/service"
@@ -46,7 +48,7 @@ func (h *host) startAgent(tb testing.TB) {
 		tb.Fatal(err)
 	}
 	cmd := exec.Command("nsenter", "--net="+h.path, exe)
-	cmd.Env = append(os.Environ(), labEnv+"=agent")
+	cmd.Env = append(os.Environ(), labEnv+"=agent", labObject+"="+h.object, labDie+"="+h.dieAt)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -63,7 +65,37 @@ func (h *host) startAgent(tb testing.TB) {
 	sc.Buffer(nil, 1<<24)
 	h.agent = &agent{cmd: cmd, in: in, out: sc}
 	h.agent.must(tb, "SetNode", h.node)
-	h.agent.must(tb, "Start", h.cfg)
+	if h.dieAt == "" {
+		h.agent.must(tb, "Start", h.cfg)
+		return
+	}
+	if err := h.agent.call("Start", h.cfg); err == nil {
+		tb.Fatalf("agent did not die at %q", h.dieAt)
+	}
+	h.agent.cmd.Wait() //nolint:errcheck // it killed itself: there is an error
+}
+
+// Variables of an agent's environment: the programs that it loads instead of
+// its own, and the step of an upgrade at which it kills itself.
+const (
+	labObject = "NODEAGENT_LAB_OBJECT"
+	labDie    = "NODEAGENT_LAB_DIE"
+)
+
+// labDeps are what the environment asks for.
+func labDeps(log *slog.Logger) Deps {
+	deps := Deps{Log: log}
+	if path := os.Getenv(labObject); path != "" {
+		deps.Object = func() (*ebpf.CollectionSpec, error) { return ebpf.LoadCollectionSpec(path) }
+	}
+	if at := os.Getenv(labDie); at != "" {
+		deps.OnUpgrade = func(step string) {
+			if step == at {
+				unix.Kill(os.Getpid(), unix.SIGKILL) //nolint:errcheck // nothing is left to say it
+			}
+		}
+	}
+	return deps
 }
 
 // call calls a verb of the data path.
@@ -147,7 +179,7 @@ func agentMain() int {
 			case "Start":
 				var cfg Config
 				if err = json.Unmarshal(c.Args, &cfg); err == nil {
-					if d, err = New(cfg, Deps{Log: log}); err == nil {
+					if d, err = New(cfg, labDeps(log)); err == nil {
 						err = errors.Join(d.SetNode(ctx, node), d.Start(ctx))
 					}
 				}

@@ -137,6 +137,8 @@ type host struct {
 	cfg    Config
 	node   Node
 	agent  *agent
+	object string // programs of its agents; empty: those that are built in
+	dieAt  string // step of an upgrade at which they kill themselves
 	pods   map[string]*pod
 }
 

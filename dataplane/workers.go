@@ -23,6 +23,8 @@ const (
 	podsQuiet = 2 * time.Second
 	// sweepEvery is the pause between two walks over the table of flows.
 	sweepEvery = 15 * time.Second
+	// udpStreamAfter is how long a UDP flow has to last to be more than one exchange.
+	udpStreamAfter = 2 * time.Second
 )
 
 // followPods does for pods' links what is too slow for the pod's own way.
@@ -179,7 +181,9 @@ func (d *Dataplane) timeout(f flows.Flow) time.Duration {
 			return t.TCPSyn
 		}
 	case protoUDP:
-		if both {
+		// One question and one answer are no stream: who asks a lot from new
+		// ports must not use them all up.
+		if both && f.Seen.Since(f.Since) > udpStreamAfter {
 			return t.UDPStream
 		}
 		return t.UDP

@@ -20,6 +20,9 @@ volatile const bool cfg_svc_reset = false;
 /* Emit an event for every new flow. */
 volatile const bool cfg_flow_events = false;
 
+/* Earlier programs left flows in another layout: recall.h. */
+volatile const bool cfg_recall = false;
+
 /* The cookie of the node's network namespace, whose UDP sockets are translated. */
 volatile const __u64 cfg_host_cookie = 0;
 

@@ -17,6 +17,7 @@
 #include "pkt.h"
 #include "proto.h"
 #include "reason.h"
+#include "recall.h"
 
 enum ct_flags {
 	CT_SWAPPED = 0x1,   /* the original direction is from the key's dst to its src */
@@ -40,38 +41,12 @@ enum ct_flags {
 /* Bits that belong to both records of a translated flow. */
 #define CT_SHARED (CT_ORIG | CT_REPLY | CT_CLOSING)
 
-/* The way of one direction between two links of this node; to is 0 for none. */
-struct ct_lane {
-	__u32 from;
-	__u32 to;
-};
-
-struct ct_value {
-	struct tuple other;	/* translated flows: the other tuple, original direction */
-	__u32 flags;		/* enum ct_flags */
-	__u32 seen;		/* last packet, in ticks */
-	__u32 since;		/* first packet, in ticks */
-	__u32 oif;		/* CT_SNAT, CT_OUTSIDE: interface towards the outside */
-	__u32 svc;		/* id of the service, 0: none */
-	__u32 epoch;		/* when the lanes were right */
-	struct ct_lane lane[2]; /* of the original direction, and of replies */
-};
-
-_Static_assert(sizeof(struct ct_value) == 80, "ct_value: no padding");
-
 /*
  * Grows whenever an address changes its owner: what records say about links is
  * then looked up again. It begins at the time of the load, so that no record of
  * an earlier load agrees by chance.
  */
 volatile __u32 epoch = 0;
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__type(key, struct tuple);
-	__type(value, struct ct_value);
-	__uint(max_entries, 131072);
-} ct SEC(".maps");
 
 static __always_inline void tuple_turn(struct tuple *to, const struct tuple *from)
 {
@@ -130,6 +105,7 @@ __noinline int ct_tell_other(const struct tuple *t, __u32 flags)
 
 	NEED(t);
 	ct_key(&key, t);
+	ct_recall(&key);
 	other = bpf_map_lookup_elem(&ct, &key);
 	if (other)
 		__sync_fetch_and_or(&other->flags, flags & CT_SHARED);
@@ -161,11 +137,32 @@ static __always_inline void ct_touch(struct ct_value *v, const struct pkt *pkt)
 		ct_tell_other(&v->other, flags);
 }
 
-/* A SYN that meets the record of a closed connection begins a new one. */
-static __always_inline bool ct_reopened(const struct ct_value *v, const struct pkt *pkt)
+/* May this packet be the first of a flow? */
+static __always_inline bool ct_opens(const struct pkt *pkt)
 {
-	return pkt->t.proto == PROTO_TCP && !pkt->reply && (v->flags & CT_CLOSING) &&
-	       (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+	return pkt->t.proto != PROTO_TCP || (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
+/*
+ * A record that is of another flow, by now: a SYN meets that of a closed
+ * connection, or a packet the tuple that another flow was translated to.
+ */
+static __always_inline bool ct_outlived(const struct ct_value *v, const struct pkt *pkt)
+{
+	if (pkt->reply || pkt->related || !ct_opens(pkt))
+		return false;
+	return v->flags & CT_SECONDARY || (pkt->t.proto == PROTO_TCP && v->flags & CT_CLOSING);
+}
+
+/* Rare: without its other record a translated flow would be answered wrongly. */
+__noinline int ct_forget(const struct tuple *t)
+{
+	struct tuple key;
+
+	NEED(t);
+	ct_key(&key, t);
+	bpf_map_delete_elem(&ct, &key);
+	return 0;
 }
 
 static __always_inline void ct_translate(const struct ct_value *v, struct pkt *pkt)
@@ -185,10 +182,14 @@ __noinline int conntrack(struct pkt *pkt)
 	NEED(pkt);
 	swapped = ct_key(&key, &pkt->t);
 	v = bpf_map_lookup_elem(&ct, &key);
+	if (!v && ct_recall(&key))
+		v = bpf_map_lookup_elem(&ct, &key);
 	if (!v)
 		return 0;
 	pkt->reply = swapped != !!(v->flags & CT_SWAPPED);
-	if (ct_reopened(v, pkt)) {
+	if (ct_outlived(v, pkt)) {
+		if (v->flags & CT_SECONDARY)
+			ct_forget(&v->other);
 		pkt->reply = false;
 		return 0;
 	}
@@ -270,26 +271,38 @@ __noinline int ct_create_plain(const struct pkt *pkt, __u32 lanes)
 	return bpf_map_update_elem(&ct, &key, &v, BPF_ANY) ? -DROP_CONNTRACK : 0;
 }
 
+/* Whether the record at a key is of this service's flow, or of a closed one. */
+static __always_inline bool ct_replaces(const struct tuple *key, const struct pkt *pkt)
+{
+	struct ct_value *v = bpf_map_lookup_elem(&ct, key);
+
+	if (!v || v->flags & CT_CLOSING)
+		return true;
+	return v->flags & CT_SECONDARY && v->other.dport == pkt->t.dport &&
+	       addr_eq(&v->other.dst, &pkt->t.dst);
+}
+
 /*
- * The record that replies of a translated flow find. A flow whose source is
- * translated writes it first, and fails when its tuple is taken: that is how a
- * port is reserved. Otherwise the source is still part of the tuple, so what
- * is there can only be an older flow of the same socket, which it replaces.
+ * The record that replies of a translated flow find. It is written first, and
+ * fails when another flow has its tuple: that is how a port is reserved.
  */
 __noinline int ct_create_secondary(const struct pkt *pkt)
 {
 	struct tuple key;
 	struct ct_value v = {};
-	__u64 how;
 
 	NEED(pkt);
-	how = pkt->ct_flags & CT_SNAT ? BPF_NOEXIST : BPF_ANY;
 	ct_fill(&v, pkt);
 	v.flags |= CT_XLAT | CT_SECONDARY;
 	if (ct_key(&key, &pkt->n))
 		v.flags |= CT_SWAPPED;
+	ct_recall(&key);
 	v.other = pkt->t;
-	return bpf_map_update_elem(&ct, &key, &v, how) ? -DROP_CONNTRACK : 0;
+	if (!bpf_map_update_elem(&ct, &key, &v, BPF_NOEXIST))
+		return 0;
+	if (pkt->ct_flags & CT_SNAT || !ct_replaces(&key, pkt))
+		return -DROP_CONNTRACK;
+	return bpf_map_update_elem(&ct, &key, &v, BPF_ANY) ? -DROP_CONNTRACK : 0;
 }
 
 /* The record that packets of the original direction find. */

@@ -189,6 +189,18 @@ static __always_inline bool forward_short(const struct pkt *pkt)
 	       !pkt->src_rate && !pkt->dst_rate;
 }
 
+/*
+ * A client may use one port for a service and for its backend, or for two
+ * services of one backend: the flow that comes second gets another port.
+ */
+static __always_inline int forward_translated(struct pkt *pkt)
+{
+	if (!ct_create_secondary(pkt))
+		return 0;
+	pkt->snat = pkt->n.src;
+	return snat(pkt);
+}
+
 /* The records of a new flow. What the kernel carries as it is needs none. */
 static __always_inline int forward_record(struct pkt *pkt)
 {
@@ -203,7 +215,7 @@ static __always_inline int forward_record(struct pkt *pkt)
 	if (!addr_zero(&pkt->snat))
 		ret = snat(pkt);
 	else if (translated(pkt))
-		ret = ct_create_secondary(pkt);
+		ret = forward_translated(pkt);
 	else
 		return pkt->act < PASS_NOT_IP ? ct_create_plain(pkt, forward_short(pkt)) : 0;
 	return ret ? ret : ct_create_primary(pkt);

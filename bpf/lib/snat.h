@@ -32,13 +32,13 @@ static __always_inline bool snat_keeps(const struct pkt *pkt)
 
 /*
  * The record for replies doubles as the reservation of the port, so two flows
- * never share one towards the same destination. Begins at a random port: what
- * a collision costs does not depend on what was given out before.
+ * never share one towards the same destination. Each try is at a random port:
+ * taken ones lie in no row that the next try would meet again.
  */
 __noinline int snat(struct pkt *pkt)
 {
 	__u32 range = (__u32)cfg_snat_max - cfg_snat_min + 1;
-	__u32 i, start = bpf_get_prandom_u32();
+	__u32 i;
 	bool keep;
 
 	NEED(pkt);
@@ -47,7 +47,8 @@ __noinline int snat(struct pkt *pkt)
 	pkt->ct_flags |= CT_SNAT;
 	for (i = 0; i < SNAT_TRIES; i++) {
 		if (!keep)
-			pkt->n.sport = bpf_htons((__u16)(cfg_snat_min + (start + i) % range));
+			pkt->n.sport =
+				bpf_htons((__u16)(cfg_snat_min + bpf_get_prandom_u32() % range));
 		keep = false;
 		if (!ct_create_secondary(pkt))
 			return 0;

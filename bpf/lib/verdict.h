@@ -19,6 +19,7 @@
 #include "reason.h"
 #include "reject.h"
 #include "reset.h"
+#include "stat.h"
 
 #define ACT_OK	     0
 #define ACT_SHOT     2

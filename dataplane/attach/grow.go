@@ -24,12 +24,9 @@ const grownBatch = 4096
 //
 // The second result closes what was replaced; it is called when the caller is done.
 func (k *Kernel) Grow(sizes map[string]uint32) (done func() error, retErr error) {
-	spec, err := bpf.LoadDatapath()
-	if err != nil {
-		return nil, err
-	}
 	pins := filepath.Join(k.dir, "maps")
-	if err := k.configure(spec, k.options, pins); err != nil {
+	spec, err := k.specOfPins()
+	if err != nil {
 		return nil, err
 	}
 	fresh := map[string]*ebpf.Map{}
@@ -69,6 +66,22 @@ func (k *Kernel) Grow(sizes map[string]uint32) (done func() error, retErr error)
 		}
 		return errors.Join(errs...)
 	}, nil
+}
+
+// specOfPins are programs for the maps that are pinned.
+func (k *Kernel) specOfPins() (*ebpf.CollectionSpec, error) {
+	spec, err := k.options.Object()
+	if err != nil {
+		return nil, fmt.Errorf("read data path: %w", err)
+	}
+	if err := configure(spec, k.options); err != nil {
+		return nil, err
+	}
+	changes, err := k.compare(spec)
+	for _, c := range changes {
+		err = errors.Join(err, fmt.Errorf("map %s is not as it was loaded", c.name), c.old.Close())
+	}
+	return spec, err
 }
 
 // swap takes programs, variables and the fresh maps over, and returns what

@@ -8,9 +8,7 @@
 package attach
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -34,14 +32,19 @@ type Options struct {
 	Sizes map[string]uint32
 	// Constants maps the name of a variable of bpf/lib/config.h to its value.
 	Constants map[string]any
+	// Object returns the programs; nil: those that are built in.
+	Object func() (*ebpf.CollectionSpec, error)
+	// OnStep is called before each step of an upgrade of maps; nil: nobody asks.
+	OnStep func(step string)
 }
 
 // Kernel is the loaded data path.
 type Kernel struct {
 	bpf.DatapathObjects
-	// Renewed are maps whose content was lost: an earlier daemon pinned them
-	// with another layout.
-	Renewed []string
+	// Converted are maps that an earlier daemon pinned with another layout, or
+	// another size, and whose content was carried over. Renewed are those whose
+	// content could not be.
+	Converted, Renewed []string
 
 	dir     string
 	options Options
@@ -51,10 +54,14 @@ type Kernel struct {
 }
 
 // unpinned maps hold what a restart may forget.
-var unpinned = map[string]bool{".rodata": true, ".bss": true, ".data": true, ".rodata.cst": true}
+var unpinned = map[string]bool{
+	".rodata": true, ".bss": true, ".data": true, ".rodata.cst": true,
+	"stage": true, "relays": true, "ct_before": true, "recall_bufs": true,
+}
 
 // Load loads programs and maps. Maps that are pinned already are taken over
-// with what they hold.
+// with what they hold; when the layout of one has changed, packets are led to
+// new programs and maps before it returns. Settle ends what it begins.
 func Load(o Options) (*Kernel, error) {
 	dir := filepath.Join(o.BPFFS, layout)
 	if err := ensureBPFFS(o.BPFFS); err != nil {
@@ -69,13 +76,28 @@ func Load(o Options) (*Kernel, error) {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, fmt.Errorf("raise memlock limit: %w", err)
 	}
-	spec, err := bpf.LoadDatapath()
+	if o.Object == nil {
+		o.Object = bpf.LoadDatapath
+	}
+	spec, err := o.Object()
 	if err != nil {
+		return nil, fmt.Errorf("read data path: %w", err)
+	}
+	if err := configure(spec, o); err != nil {
 		return nil, err
 	}
 	k := &Kernel{dir: dir, options: o}
-	if err := k.configure(spec, o, filepath.Join(dir, "maps")); err != nil {
+	if err := k.resume(); err != nil {
 		return nil, err
+	}
+	changes, err := k.compare(spec)
+	if err != nil {
+		return nil, err
+	}
+	if len(changes) > 0 {
+		if err := k.upgrade(spec, changes, o.OnStep); err != nil {
+			return nil, err
+		}
 	}
 	opts := &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: filepath.Join(dir, "maps")}}
 	if err := spec.LoadAndAssign(&k.DatapathObjects, opts); err != nil {
@@ -84,8 +106,8 @@ func Load(o Options) (*Kernel, error) {
 	return k, nil
 }
 
-// configure sets constants, sizes and pinning before the load.
-func (k *Kernel) configure(spec *ebpf.CollectionSpec, o Options, pins string) error {
+// configure sets constants and sizes before the load.
+func configure(spec *ebpf.CollectionSpec, o Options) error {
 	for name, value := range o.Constants {
 		v, ok := spec.Variables[name]
 		if !ok {
@@ -102,43 +124,7 @@ func (k *Kernel) configure(spec *ebpf.CollectionSpec, o Options, pins string) er
 		}
 		m.MaxEntries = size
 	}
-	for name, m := range spec.Maps {
-		if unpinned[name] {
-			continue
-		}
-		m.Pinning = ebpf.PinByName
-		same, err := adopt(m, filepath.Join(pins, name))
-		if err != nil {
-			return err
-		}
-		if !same {
-			k.Renewed = append(k.Renewed, name)
-		}
-	}
 	return nil
-}
-
-// adopt keeps a pinned map of another size: its content is worth more than the
-// new size, which applies once the map is made anew. One of another layout
-// cannot be used: its pin is removed, and the programs that are attached keep
-// it until they are replaced.
-func adopt(spec *ebpf.MapSpec, pin string) (same bool, err error) {
-	m, err := ebpf.LoadPinnedMap(pin, nil)
-	if errors.Is(err, fs.ErrNotExist) {
-		return true, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("open pinned map %s: %w", pin, err)
-	}
-	defer m.Close() //nolint:errcheck // only looked at
-	if m.Type() == spec.Type && m.KeySize() == spec.KeySize && m.ValueSize() == spec.ValueSize {
-		spec.MaxEntries = m.MaxEntries()
-		return true, nil
-	}
-	if err := m.Unpin(); err != nil {
-		return false, fmt.Errorf("remove pinned map %s of another layout: %w", pin, err)
-	}
-	return false, nil
 }
 
 // ensureBPFFS mounts a BPF file system on the parent of dir when dir is in none.
