@@ -75,6 +75,12 @@ e2e-conformance: deps build ## run Kubernetes' own tests of node, network and st
 	@$(HARNESS)
 	bin/cluster conformance $(if $(FOCUS),--focus '$(FOCUS)') $(if $(SKIP),--skip '$(SKIP)') $(if $(PROCS),--procs $(PROCS)) $(ARGS)
 
+.PHONY: e2e-node
+e2e-node: deps build ## run Kubernetes' own tests of a node with its kubelet, which they start (FOCUS= SKIP= PROCS=)
+	@tools/deps.sh ginkgo e2e_node.test
+	@$(HARNESS)
+	bin/cluster node-tests $(if $(FOCUS),--focus '$(FOCUS)') $(if $(SKIP),--skip '$(SKIP)') $(if $(PROCS),--procs $(PROCS)) $(ARGS)
+
 .PHONY: run
 run: deps build ## start a one-node cluster with a demo in namespaces of its own (DETACH=1 leaves it in the background)
 	@$(HARNESS)

@@ -20,7 +20,7 @@ top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${NODEAGENT_CACHE:-/var/cache/nodeagent}
 
 packages=(
-  bash-static bpftool btrfs-progs busybox-static ca-certificates clang-19 clang-format-19 conntrack curl
+  bash-static bind9-dnsutils bpftool btrfs-progs busybox-static ca-certificates clang-19 clang-format-19 conntrack curl
   dosfstools e2fsprogs erofs-utils ethtool fio gcc git iproute2 iptables kmod libbpf-dev libc6-dev libelf-dev
   libseccomp-dev linux-libc-dev lld-19 llvm-19 make netcat-openbsd nftables pkg-config procps socat util-linux xfsprogs
 )
@@ -33,6 +33,7 @@ components='
 containerd              | tools      | github.com/containerd/containerd/v2    | containerd ctr containerd-shim-runc-v2
 runc                    | tools      | github.com/opencontainers/runc         | runc
 cni-plugins             | tools      | github.com/containernetworking/plugins | bridge host-local loopback portmap ptp
+coredns                 | tests/e2e  | github.com/coredns/coredns             | coredns
 etcd                    | tests/e2e  | go.etcd.io/etcd/server/v3              | etcd
 kube-apiserver          | tests/e2e  | k8s.io/kubernetes                      | kube-apiserver
 kube-controller-manager | tests/e2e  | k8s.io/kubernetes                      | kube-controller-manager
@@ -47,10 +48,11 @@ csi-sanity              | tests/e2e  | github.com/kubernetes-csi/csi-test/v5  | 
 snapshot-controller     | tools/csi  | github.com/kubernetes-csi/external-snapshotter/v8 | snapshot-controller
 golangci-lint           | tools/lint | github.com/golangci/golangci-lint/v2   | golangci-lint
 e2e.test                | tests/e2e  | k8s.io/kubernetes                      | e2e.test
+e2e_node.test           | tests/e2e  | k8s.io/kubernetes                      | e2e_node.test
 ginkgo                  | tests/e2e  | github.com/onsi/ginkgo/v2              | ginkgo
 '
 # Not made unless asked for by name: five minutes for one target.
-on_demand=' e2e.test ginkgo '
+on_demand=' e2e.test e2e_node.test ginkgo '
 
 say() { printf '%s\n' "deps: $*" >&2; }
 
@@ -78,7 +80,7 @@ recipe() { # component version
     printf '%s\n' CGO_ENABLED=0 -- '-ldflags=-s -w' github.com/containernetworking/plugins/plugins/{main/bridge,ipam/host-local,main/loopback,meta/portmap,main/ptp}
     ;;
   pause) printf '%s\n' gcc -Os -Wall -static -s "-DVERSION=${2#v}" build/pause/linux/pause.c ;;
-  etcd) printf '%s\n' CGO_ENABLED=0 -- '-ldflags=-s -w' ./cmd/etcd ;;
+  coredns | etcd) printf '%s\n' CGO_ENABLED=0 -- '-ldflags=-s -w' "./cmd/$1" ;;
   ginkgo) printf '%s\n' CGO_ENABLED=0 -- '-ldflags=-s -w' github.com/onsi/ginkgo/v2/ginkgo ;;
   cnitool) printf '%s\n' CGO_ENABLED=0 -- '-ldflags=-s -w' github.com/containernetworking/cni/cnitool ;;
   csi-sanity) printf '%s\n' CGO_ENABLED=0 -- '-ldflags=-s -w' github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity ;;
@@ -89,13 +91,14 @@ recipe() { # component version
     printf '%s\n' CGO_ENABLED=0 -- "-ldflags=-s -w -X main.version=${2#v}" github.com/golangci/golangci-lint/v2/cmd/golangci-lint
     ;;
   agnhost) printf '%s\n' CGO_ENABLED=0 -- '-ldflags=-s -w' k8s.io/kubernetes/test/images/agnhost ;;
-  e2e.test | kube*)
+  e2e.test | e2e_node.test | kube*)
     minor=${2#v1.}
     for p in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
       x+=" -X $p.gitVersion=$2 -X $p.gitMajor=1 -X $p.gitMinor=${minor%%.*}"
     done
     p=k8s.io/kubernetes/cmd/$1
     [ "$1" = e2e.test ] && p=k8s.io/kubernetes/test/e2e
+    [ "$1" = e2e_node.test ] && p=k8s.io/kubernetes/test/e2e_node
     printf '%s\n' CGO_ENABLED=0 -- "-ldflags=-s -w$x" "$p"
     ;;
   esac
@@ -108,7 +111,11 @@ go_version() { # the go command's own version, without paying for starting it
 }
 
 place() { # component version
-  printf '%s/%s-%s-%s' "$cache" "$1" "$2" "$({ recipe "$1" "$2"; echo "$goversion"; } | sha256sum | cut -c1-8)"
+  printf '%s/%s-%s-%s' "$cache" "$1" "$2" "$({ recipe "$1" "$2"; sources "$1"; echo "$goversion"; } | sha256sum | cut -c1-8)"
+}
+
+sources() { # component: a main of our own says what is in it
+  cat "$top/$(field "$1" 2)/cmd/$1"/*.go 2>/dev/null || true
 }
 
 made() { # directory programs
@@ -141,10 +148,9 @@ compile() { # component version directory: into a directory beside it, renamed w
   while IFS= read -r line; do
     if [ "$line" = -- ]; then seen=1; elif [ -z "$seen" ]; then env+=("$line"); else args+=("$line"); fi
   done < <(recipe "$1" "$2")
-  [ "$1" = e2e.test ] && verb=(test -c -vet=off)
   rm -rf "$part" && mkdir -p "$part"
   local out="$part/"
-  [ "$1" = e2e.test ] && out="$part/e2e.test"
+  case $1 in *.test) verb=(test -c -vet=off) out="$part/$1" ;; esac
   cd "$top/$(field "$1" 2)"
   env GOFLAGS=-mod=readonly GOWORK=off "${env[@]}" go "${verb[@]}" -trimpath -buildvcs=false -o "$out" "${args[@]}"
   if [ "$1" = snapshot-controller ]; then # and the API that it serves

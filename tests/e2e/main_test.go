@@ -59,7 +59,7 @@ func run(m *testing.M) int {
 func end(ctx context.Context, c *cluster.Cluster) error {
 	calm, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("a minute after the last pod"))
 	defer cancel()
-	errs := []error{}
+	errs := []error{c.RemoveDNS(calm)}
 	for _, n := range c.Nodes {
 		errs = append(errs, cluster.WaitFor(calm, n.Quiet))
 	}

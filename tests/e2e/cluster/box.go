@@ -30,10 +30,12 @@ type Box struct {
 	// cgroup is where the box's processes are in the v2 hierarchy; empty: where
 	// the harness is.
 	cgroup string
-	pidfd  int
-	init   *exec.Cmd
-	life   *os.File
-	procs  []*Proc
+	// namespaces is what a process enters to be in the box.
+	namespaces int
+	pidfd      int
+	init       *exec.Cmd
+	life       *os.File
+	procs      []*Proc
 }
 
 // boxSpec is what the init is told.
@@ -43,6 +45,9 @@ type boxSpec struct {
 	// Sysfs asks for a sysfs that shows the box's network devices, with the
 	// machine's cgroups bound back and a bpffs of its own.
 	Sysfs bool
+	// Cgroup is the cgroup in every hierarchy that the box sees as the root of all, in a cgroup
+	// namespace; empty: the box sees the machine's.
+	Cgroup string
 }
 
 // mountSpec is one mount; Type is bind, tmpfs or overlay (over Target itself).
@@ -81,7 +86,11 @@ func newBox(ctx context.Context, name string, spec boxSpec, log string) (_ *Box,
 	}
 	defer func() { _ = logFile.Close() }()
 
-	cmd := exec.Command(self, initArg, string(data)) //nolint:noctx // outlives ctx; ends with the life pipe
+	argv, namespaces := []string{self, initArg, string(data)}, boxNamespaces
+	if spec.Cgroup != "" {
+		argv, namespaces = inOwnCgroup(spec.Cgroup, argv), boxNamespaces|unix.CLONE_NEWCGROUP
+	}
+	cmd := exec.Command(argv[0], argv[1:]...) //nolint:noctx // outlives ctx; ends with the life pipe
 	cmd.ExtraFiles = []*os.File{lifeR, readyW}
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	cmd.SysProcAttr = &unix.SysProcAttr{Cloneflags: boxNamespaces, Setsid: true}
@@ -90,7 +99,7 @@ func newBox(ctx context.Context, name string, spec boxSpec, log string) (_ *Box,
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("start init of %s: %w", name, err), closeErr, lifeW.Close())
 	}
-	b := &Box{Name: name, PID: cmd.Process.Pid, init: cmd, life: lifeW, pidfd: -1}
+	b := &Box{Name: name, PID: cmd.Process.Pid, namespaces: namespaces, init: cmd, life: lifeW, pidfd: -1}
 	defer func() {
 		if retErr != nil {
 			retErr = errors.Join(retErr, b.Close(context.WithoutCancel(ctx)))
@@ -155,13 +164,13 @@ func (b *Box) Start(cmd *exec.Cmd) error {
 		defer func() { _ = dir.Close() }()
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(dir.Fd())
 	}
-	return b.inside(boxNamespaces, cmd.Start)
+	return b.inside(b.namespaces, cmd.Start)
 }
 
 // Run runs a program in the box and returns what it printed; the error of a
 // program that fails has its last words.
 func (b *Box) Run(ctx context.Context, name string, args ...string) (string, error) {
-	return b.runIn(ctx, boxNamespaces, "", append([]string{name}, args...))
+	return b.runIn(ctx, b.namespaces, "", append([]string{name}, args...))
 }
 
 // ip runs a batch of ip(8) commands in the box's network namespace only, so

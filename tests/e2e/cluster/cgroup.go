@@ -108,3 +108,33 @@ func removeTree(dir string) error {
 	}
 	return errors.Join(errs...)
 }
+
+// inOwnCgroup is a command that begins in a cgroup of every hierarchy, as the root of a cgroup
+// namespace.
+func inOwnCgroup(name string, argv []string) []string {
+	const script = `for h do [ "$h" = -- ] && break; shift; echo 0 >"$h/cgroup.procs" || exit; done; shift; exec unshare --cgroup -- "$@"`
+	out := []string{"/bin/sh", "-c", script, "sh"}
+	for _, h := range hierarchies() {
+		out = append(out, filepath.Join(h, name))
+	}
+	return append(append(out, "--"), argv...)
+}
+
+// inSystemCgroup is a command that begins in the cgroup "system" of every hierarchy that
+// its box sees.
+func inSystemCgroup(argv []string) []string {
+	const script = `for f in ` + cgroupRoot + `/system/cgroup.procs ` + cgroupRoot + `/*/system/cgroup.procs; do
+	[ ! -e "$f" ] || echo 0 >"$f" || exit; done; exec "$@"`
+	return append([]string{"/bin/sh", "-c", script, "sh"}, argv...)
+}
+
+// rootCgroups puts a cgroup in the place of its hierarchy, in all of them: what is above and
+// beside it is not seen any more.
+func rootCgroups(name string) error {
+	for _, h := range hierarchies() {
+		if err := unix.Mount(filepath.Join(h, name), h, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("make %s the root of %s: %w", name, h, err)
+		}
+	}
+	return nil
+}

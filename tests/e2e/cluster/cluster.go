@@ -111,7 +111,7 @@ func (c *Config) Validate() error {
 
 // programs names what must be there before anything is started.
 func (c *Config) programs() []string {
-	p := []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "containerd", "containerd-shim-runc-v2", "runc"}
+	p := []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "coredns", "containerd", "containerd-shim-runc-v2", "runc"}
 	if c.Runtime != RuntimeNodeagent {
 		p = append(p, "kube-proxy", "bridge", "host-local", "portmap", "loopback", "pause")
 	}
@@ -159,9 +159,11 @@ type Cluster struct {
 	undo     []func(context.Context) error
 	// bare: no control plane and no kubelet, see Runtimes.
 	bare bool
+	// alone: each node sees its cgroup as the root of all, see NodeTests.
+	alone bool
 }
 
-// Up starts a cluster and returns when every node is Ready. On an error nothing
+// Up starts a cluster and returns when every node is Ready and names are answered. On an error nothing
 // is left running, and the error names the log to look at.
 func Up(ctx context.Context, cfg Config) (*Cluster, error) {
 	if err := cfg.Validate(); err != nil {
@@ -183,10 +185,11 @@ func Up(ctx context.Context, cfg Config) (*Cluster, error) {
 	if c.Dist != "" {
 		steps = append(steps, step{"DaemonSet", c.applyDaemonSet})
 	}
-	steps = append(steps, step{"nodes Ready", c.waitReady})
+	steps = append(steps, step{"apply cluster DNS", c.applyDNS}, step{"nodes Ready", c.waitReady})
 	if c.hasAgent() {
 		steps = append(steps, step{"snapshot API", c.startSnapshots}, step{"storage class", c.applyStorage})
 	}
+	steps = append(steps, step{"cluster DNS", c.waitDNS})
 	return c.up(ctx, steps)
 }
 

@@ -16,43 +16,59 @@ import (
 
 const testImages = "registry.k8s.io/e2e-test-images/"
 
-// conformanceImages stand in for those of Kubernetes' own tests. Their sh is bash, for the tests
-// look for environment variables whose names busybox's ash drops, and one reads os-release.
+// conformanceImages stand in for those of Kubernetes' own tests: cmd/web is their sh, their
+// nmeter and their set-user-id program, and one test reads os-release.
 func (c *Cluster) conformanceImages(ctx context.Context, applets map[string]string) ([]image, error) {
 	links := maps.Clone(applets)
 	delete(links, "bin/sh")
-	plain := maps.Clone(links) // busybox has no curl, and its own nc and ip
+	delete(links, "bin/bash")
+	links["bin/nmeter"] = "sh"
 	texts := maps.Clone(accounts)
 	texts["etc/os-release"] = "NAME=\"Alpine Linux\"\nID=alpine\n"
 	texts["www/index.html"] = "<title>Welcome to nginx!</title>\n"
-	base := map[string]string{"bin/busybox": busyboxPath, "bin/sh": "/bin/bash-static"}
-	agnhost := maps.Clone(base)
-	agnhost["agnhost"] = c.tool("agnhost")
-	for path, program := range map[string]string{"bin/curl": "/usr/bin/curl", "bin/nc": "/bin/nc.openbsd", "bin/ip": "/sbin/ip"} {
+	texts["data.json"] = "{\"image\": \"kitten.jpg\"}\n"
+	base := map[string]string{"bin/busybox": busyboxPath, "bin/bash": "/bin/bash-static", "bin/sh": filepath.Join(c.Bin, "web")}
+	nnp := maps.Clone(base)
+	nnp["nnp"] = filepath.Join(c.Bin, "web")
+	serve := []string{"/bin/httpd", "-f", "-p", "80", "-h", "/www"}
+	agnhost, err := c.networkImages(ctx, base, links, texts)
+	if err != nil {
+		return nil, err
+	}
+	return append(agnhost, []image{
+		{refs: []string{"registry.k8s.io/pause:3.10.2"}, files: map[string]string{"pause": c.tool("pause")}, entrypoint: []string{"/pause"}, user: "65535:65535"},
+		{refs: []string{testImages + "busybox:1.37.0-2", testImages + "busybox:1.36.1-1"}, files: base, links: links, texts: texts, cmd: []string{"sh"}},
+		{refs: []string{testImages + "ipc-utils:1.4"}, files: base, links: links, texts: texts, cmd: []string{"sh"}},
+		{refs: []string{testImages + "kitten:1.8", testImages + "nautilus:1.8"}, files: base, links: links, texts: texts, cmd: serve},
+		{refs: []string{testImages + "nginx:1.27.0-2", testImages + "nginx:1.28.0-2"}, files: base, links: links, texts: texts, cmd: serve},
+		{refs: []string{testImages + "nonroot:1.5"}, files: base, links: links, texts: texts, entrypoint: []string{"id", "-u"}, user: "1234"},
+		{refs: []string{testImages + "nonewprivs:1.4"}, files: nnp, links: links, texts: texts, setuid: []string{"nnp"}, entrypoint: []string{"/nnp"}, user: "1000"},
+	}...), nil
+}
+
+// networkImages are those with the machine's own tools of the network, for busybox has no curl or
+// dig, and its own nc and ip.
+func (c *Cluster) networkImages(ctx context.Context, base, links, texts map[string]string) ([]image, error) {
+	files, links := maps.Clone(base), maps.Clone(links)
+	for path, program := range map[string]string{
+		"bin/curl": "/usr/bin/curl", "bin/nc": "/bin/nc.openbsd", "bin/ip": "/sbin/ip",
+		"bin/dig": "/usr/bin/dig", "bin/getent": "/usr/bin/getent",
+	} {
 		delete(links, path)
-		if err := dynamic(ctx, agnhost, path, program); err != nil {
+		if err := dynamic(ctx, files, path, program); err != nil {
 			return nil, err
 		}
 	}
+	glibc := image{refs: []string{testImages + "glibc-dns-testing:2.1.1"}, files: maps.Clone(files), links: maps.Clone(links), texts: texts, cmd: []string{"sh"}}
 	if err := c.pki.issue("localhost", "localhost", nil, []string{"localhost"}); err != nil {
 		return nil, err
 	}
 	for _, f := range []string{"localhost.crt", "localhost.key"} { // agnhost's porter serves TLS with them
-		agnhost[f] = c.pki.path(f)
+		files[f] = c.pki.path(f)
 	}
-	nnp := maps.Clone(base)
-	nnp["nnp"] = filepath.Join(c.Bin, "web")
-	return []image{
-		{refs: []string{"registry.k8s.io/pause:3.10.2"}, files: map[string]string{"pause": c.tool("pause")}, entrypoint: []string{"/pause"}, user: "65535:65535"},
-		{refs: []string{testImages + "busybox:1.37.0-2", testImages + "busybox:1.36.1-1"}, files: base, links: plain, texts: texts, cmd: []string{"sh"}},
-		{refs: []string{AgnhostImage, testImages + "agnhost:2.55"}, files: agnhost, links: links, texts: texts, entrypoint: []string{"/agnhost"}, cmd: []string{"pause"}},
-		{
-			refs:  []string{testImages + "nginx:1.27.0-2", testImages + "nginx:1.28.0-2"},
-			files: base, links: links, texts: texts, cmd: []string{"/bin/httpd", "-f", "-p", "80", "-h", "/www"},
-		},
-		{refs: []string{testImages + "nonroot:1.5"}, files: base, links: links, texts: texts, entrypoint: []string{"id", "-u"}, user: "1234"},
-		{refs: []string{testImages + "nonewprivs:1.4"}, files: nnp, links: links, texts: texts, setuid: []string{"nnp"}, entrypoint: []string{"/nnp"}, user: "1000"},
-	}, nil
+	files["agnhost"], files["coredns"], links["agnhost-2"] = c.tool("agnhost"), c.tool("coredns"), "agnhost"
+	agnhost := image{refs: []string{AgnhostImage, testImages + "agnhost:2.55"}, files: files, links: links, texts: texts, entrypoint: []string{"/agnhost"}, cmd: []string{"pause"}}
+	return []image{glibc, agnhost}, nil
 }
 
 // dynamic adds a program of the machine to an image, with the libraries that it is linked with.

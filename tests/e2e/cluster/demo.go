@@ -40,7 +40,7 @@ func (c *Cluster) Demo(ctx context.Context) error {
 		{"web pods Ready", c.demoReady("web", 2), false},
 		{"toolbox Ready", c.demoReady("toolbox", 1), false},
 		{"both web pods answer on the ClusterIP", c.webAnswers, false},
-		{"a pod reaches the Service", c.toolboxAnswers, false},
+		{"a pod reaches the Service by its name", c.toolboxAnswers, false},
 		{"guest book Ready on its volume", c.demoReady("book", 1), !storage},
 		{"its lines outlive its pod", c.bookRemembers, !storage},
 	}
@@ -171,12 +171,8 @@ func (c *Cluster) get(ctx context.Context, method, url, body string) (string, er
 }
 
 func (c *Cluster) toolboxAnswers(ctx context.Context) error {
-	svc, err := c.service(ctx, "web")
-	if err != nil {
-		return err
-	}
 	return waitFor(ctx, func(ctx context.Context) error {
-		out, err := c.Kubectl(ctx, "-n", demoNamespace, "exec", "toolbox", "--", "wget", "-qO-", "http://"+svc.Spec.ClusterIP)
+		out, err := c.Kubectl(ctx, "-n", demoNamespace, "exec", "toolbox", "--", "wget", "-qO-", "http://web")
 		if err == nil && !strings.HasPrefix(out, "hello from web-") {
 			err = fmt.Errorf("odd answer %q", out)
 		}
@@ -250,6 +246,7 @@ func (c *Cluster) tell(ctx context.Context) error {
 	c.Progress.Say(`
 Try
   kubectl -n demo logs -f deployment/web
+  kubectl -n demo exec toolbox -- wget -qO- http://web
   kubectl -n demo exec -it toolbox -- sh
   kubectl -n demo port-forward service/web 8080:80`)
 	return nil

@@ -62,6 +62,7 @@ func (c *Cluster) images(ctx context.Context) ([]image, error) {
 	out := []image{
 		{refs: []string{WebImage}, files: map[string]string{"web": filepath.Join(c.Bin, "web")}, texts: accounts, entrypoint: []string{"/web"}, user: "1000:1000"},
 		box,
+		{refs: []string{dnsImage}, files: map[string]string{"coredns": c.tool("coredns")}, texts: accounts, entrypoint: []string{"/coredns"}},
 		{
 			refs:  []string{AgnhostImage},
 			files: map[string]string{"bin/busybox": busyboxPath, "agnhost": c.tool("agnhost")}, links: applets, texts: accounts,

@@ -81,6 +81,11 @@ func prepareBox(data string) error {
 			return err
 		}
 	}
+	if spec.Cgroup != "" {
+		if err := rootCgroups(spec.Cgroup); err != nil {
+			return err
+		}
+	}
 	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return fmt.Errorf("mount /proc: %w", err)
 	}

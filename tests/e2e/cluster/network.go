@@ -105,6 +105,16 @@ func newForwarder(ctx context.Context, b *Box, addr, target string) (*forwarder,
 	return f, nil
 }
 
+// Forward carries connections from a loopback address of the machine, which it returns, to one of
+// the box; stop ends them.
+func (b *Box) Forward(ctx context.Context, target string) (addr string, stop func() error, err error) {
+	f, err := newForwarder(ctx, b, "127.0.0.1:0", target)
+	if err != nil {
+		return "", nil, err
+	}
+	return f.addr(), func() error { return f.close(context.WithoutCancel(ctx)) }, nil
+}
+
 func (f *forwarder) carry(ctx context.Context, b *Box, in net.Conn, target string) {
 	defer f.drop(in)
 	if !f.keep(in) {

@@ -58,6 +58,11 @@ func (c *Cluster) startBox(ctx context.Context, i int, kind string) (*Node, erro
 	if err := os.MkdirAll(filepath.Join(c.Logs(), name), 0o700); err != nil {
 		return nil, err
 	}
+	if c.alone {
+		if spec.Cgroup, err = n.ownCgroup(name); err != nil {
+			return nil, err
+		}
+	}
 	if n.Box, err = newBox(ctx, name, spec, c.logPath(name, "init")); err != nil {
 		return nil, err
 	}
@@ -166,27 +171,6 @@ func (n *Node) socketUp(ctx context.Context, path string, p *Proc) error {
 		}
 		return conn.Close()
 	}, p)
-}
-
-// CgroupRoot is the node's subtree in every cgroup hierarchy: "pods" below it is the
-// kubelet's, "system" has the node's own programs in the v2 hierarchy.
-func (n *Node) CgroupRoot() string { return cgroupName(n.c.dir) + "/" + n.Name }
-
-// UnifiedCgroup is the cgroup v2 directory that every process of the node, its pods'
-// included, is in: BPF programs on it see this node and no other.
-func (n *Node) UnifiedCgroup() string { return filepath.Join(unifiedRoot(), n.CgroupRoot()) }
-
-func (n *Node) makeCgroups() error {
-	for _, h := range hierarchies() {
-		if err := makeCgroup(h, n.CgroupRoot()+"/pods"); err != nil {
-			return err
-		}
-	}
-	if err := makeCgroup(unifiedRoot(), n.CgroupRoot()+"/system"); err != nil {
-		return err
-	}
-	n.cgroup = filepath.Join(n.UnifiedCgroup(), "system")
-	return nil
 }
 
 func (n *Node) startKubelet() error {

@@ -46,6 +46,14 @@ func (n *Node) env() []string {
 	return []string{"PATH=" + n.c.Bin + ":" + n.c.Tools + ":" + os.Getenv("PATH")}
 }
 
+// daemon is a command as the node starts it.
+func (n *Node) daemon(argv ...string) []string {
+	if n.c.alone {
+		return inSystemCgroup(argv)
+	}
+	return argv
+}
+
 func (n *Node) startRuntime(ctx context.Context) error {
 	start := n.startAgent
 	if n.kind == RuntimeContainerd {
@@ -69,6 +77,9 @@ func (n *Node) startAgent() error {
 	if !n.c.bare {
 		cfg["storage"] = n.pools()
 	}
+	if n.c.alone {
+		cfg["dataplane"] = map[string]any{"cgroup": unifiedRoot()}
+	}
 	maps.Copy(cfg, n.c.AgentExtra)
 	if err := n.writeYAML(agentConfig, cfg); err != nil {
 		return err
@@ -82,7 +93,7 @@ func (n *Node) startAgent() error {
 	}
 	n.Runtime, err = n.Spawn(procSpec{
 		Name: "nodeagent", Log: n.c.logPath(n.Name, "nodeagent"), Restart: true, Env: n.env(),
-		Argv: []string{filepath.Join(n.c.Bin, "nodeagent"), "run", "--config", agentConfig},
+		Argv: n.daemon(filepath.Join(n.c.Bin, "nodeagent"), "run", "--config", agentConfig),
 	})
 	return err
 }
@@ -120,7 +131,7 @@ func (n *Node) startContainerd() error {
 	var err error
 	if n.Runtime, err = n.Spawn(procSpec{
 		Name: "containerd", Log: n.c.logPath(n.Name, "containerd"), Restart: true, Env: n.env(),
-		Argv: []string{n.c.tool("containerd"), "--config=/etc/containerd/config.toml"},
+		Argv: n.daemon(n.c.tool("containerd"), "--config=/etc/containerd/config.toml"),
 	}); err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -20,6 +21,7 @@ const usage = `usage: cluster COMMAND [flags]
   demo      the same with the demo in it
   runtimes  start a node of each runtime, without kubelets, for benchmarks
   conformance  run Kubernetes' own tests: --focus --skip --procs --report
+  node-tests   run Kubernetes' tests of a node, with its kubelet: the same flags
   status    show the clusters of this machine
   enter     run a command inside a node: cluster enter [--name NAME] NODE [COMMAND...]
   down      end a cluster and remove what is left of it
@@ -44,12 +46,16 @@ func parse(command string, args []string) (*options, error) {
 	f.StringVar(&o.Dist, "dist", o.Dist, "directory of make package: its DaemonSet instead of bridge and kube-proxy (with --runtime containerd)")
 	f.StringVar(&o.Bin, "bin", o.Bin, "directory with the programs of this repository")
 	f.BoolVar(&o.detach, "detach", false, "go on in the background when the cluster is up")
-	if command == "conformance" {
-		o.Name, o.Conformance = "conformance", true
-		f.StringVar(&o.tests.Focus, "focus", `\[sig-(node|network|storage)\].*\[Conformance\]`, "run the tests whose names match")
-		f.StringVar(&o.tests.Skip, "skip", `\[Serial\]|\[Disruptive\]|\[Slow\]|DNS`, "leave out those")
+	focus := map[string]string{
+		"conformance": `\[sig-(node|network|storage)\].*\[Conformance\]`,
+		"node-tests":  `\[NodeConformance\]`,
+	}
+	if focus[command] != "" {
+		o.Name, o.Conformance = command, true
+		f.StringVar(&o.tests.Focus, "focus", focus[command], "run the tests whose names match")
+		f.StringVar(&o.tests.Skip, "skip", `\[Serial\]|\[Disruptive\]|\[Slow\]`, "leave out those")
 		f.IntVar(&o.tests.Procs, "procs", 4, "how many at once")
-		f.StringVar(&o.tests.Report, "report", "dist/conformance", "directory for the report")
+		f.StringVar(&o.tests.Report, "report", "dist/"+command, "directory for the report")
 	}
 	if err := f.Parse(args); err != nil {
 		return nil, err
@@ -63,7 +69,8 @@ func run(ctx context.Context, args []string) error {
 		"up":          func(ctx context.Context, o *options) error { return stay(ctx, o, false) },
 		"demo":        func(ctx context.Context, o *options) error { return stay(ctx, o, true) },
 		"runtimes":    runtimes,
-		"conformance": conformance,
+		"conformance": conformance(cluster.Up, (*cluster.Cluster).RunConformance),
+		"node-tests":  conformance(cluster.Alone, (*cluster.Cluster).RunNodeTests),
 		"status":      status,
 		"enter":       enter,
 		"down":        down,
@@ -134,23 +141,29 @@ func runtimes(ctx context.Context, o *options) (retErr error) {
 }
 
 // conformance runs Kubernetes' own tests on a cluster of their own.
-func conformance(ctx context.Context, o *options) (retErr error) {
-	report, err := filepath.Abs(o.tests.Report)
-	if err != nil {
-		return err
+func conformance(
+	up func(context.Context, cluster.Config) (*cluster.Cluster, error),
+	tests func(*cluster.Cluster, context.Context, cluster.ConformanceRun, io.Writer) error,
+) func(context.Context, *options) error {
+	return func(ctx context.Context, o *options) (retErr error) {
+		report, err := filepath.Abs(o.tests.Report)
+		if err != nil {
+			return err
+		}
+		o.tests.Report = report
+		o.Progress = cluster.NewProgress(os.Stderr)
+		c, err := up(ctx, o.Config)
+		if err != nil {
+			return err
+		}
+		defer func() {
+			cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Minute)
+			defer cancel()
+			logs := filepath.Join(report, "logs-"+time.Now().Format("150405"))
+			retErr = errors.Join(retErr, os.CopyFS(logs, os.DirFS(c.Logs())), end(cleanup, c))
+		}()
+		return tests(c, ctx, o.tests, os.Stdout)
 	}
-	o.tests.Report = report
-	o.Progress = cluster.NewProgress(os.Stderr)
-	c, err := cluster.Up(ctx, o.Config)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Minute)
-		defer cancel()
-		retErr = errors.Join(retErr, os.CopyFS(filepath.Join(report, "logs-"+time.Now().Format("150405")), os.DirFS(c.Logs())), end(cleanup, c))
-	}()
-	return c.RunConformance(ctx, o.tests, os.Stdout)
 }
 
 // end ends the cluster and sees that nothing of it is left.

@@ -23,8 +23,10 @@ import (
 )
 
 func main() {
-	if filepath.Base(os.Args[0]) == "nnp" { // the stand-in of a test image: set-user-id or not?
-		_, _ = io.WriteString(os.Stdout, fmt.Sprintf("Effective uid: %d\n", os.Geteuid()))
+	if known, err := standIn(filepath.Base(os.Args[0])); known {
+		if err != nil {
+			os.Exit(127)
+		}
 		return
 	}
 	addr := flag.String("listen", ":8080", "address to listen on")
