@@ -54,8 +54,8 @@ func newUsage() *usage {
 
 var _ stats.Layers = (*Service)(nil)
 
-// Layer returns the size of a container's writable layer as it was measured
-// last; false when it has not been yet.
+// Layer returns the size of a container's writable layer as it was measured last. One that is younger
+// than the measurement is empty, as it was made; false before the first measurement.
 func (s *Service) Layer(snapshotter, key string) (stats.Layer, bool) {
 	s.usage.asked.Store(time.Now().UnixNano())
 	s.usage.mu.RLock()
@@ -63,8 +63,11 @@ func (s *Service) Layer(snapshotter, key string) (stats.Layer, bool) {
 	if snapshotter == "" {
 		snapshotter = s.deps.Snapshotter
 	}
-	l, ok := s.usage.layers[layerKey{snapshotter, key}]
-	return l, ok
+	if l, ok := s.usage.layers[layerKey{snapshotter, key}]; ok {
+		return l, true
+	}
+	fs, ok := s.usage.fs[snapshotter]
+	return stats.Layer{At: fs.at, Mountpoint: fs.root, Device: fs.device}, ok
 }
 
 // ImageFsInfo tells what images and writable layers occupy, at most
