@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package cri looks at a CRI socket as the kubelet and the upstream validation suite do: what is
+// tested here has to hold for any runtime. NODEAGENT_E2E_RUNTIME=containerd runs it on containerd's own CRI
+// plugin, which shows that a test asks for nothing odd.
+package cri

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cri
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/nodeagent/nodeagent/tests/e2e/cluster"
+)
+
+// The node that is tested, and its services.
+var (
+	node   *cluster.Node
+	rs     runtimeapi.RuntimeServiceClient
+	images runtimeapi.ImageServiceClient
+)
+
+func TestMain(m *testing.M) {
+	if cluster.Init() {
+		return
+	}
+	os.Exit(run(m)) //nolint:forbidigo // a test program's main
+}
+
+func run(m *testing.M) int {
+	if os.Getenv("NODEAGENT_SKIP_ROOT") == "1" {
+		fmt.Println("NODEAGENT_SKIP_ROOT=1: no node, nothing to test")
+		return 0
+	}
+	ctx := context.Background()
+	cfg := cluster.Default()
+	cfg.Name, cfg.Bin, cfg.Progress = "e2e-cri", "../../../bin", cluster.NewProgress(os.Stderr)
+	if r := os.Getenv("NODEAGENT_E2E_RUNTIME"); r != "" {
+		cfg.Runtime = r
+	}
+	c, err := cluster.Alone(ctx, cfg)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "start the node:", err)
+		return 1
+	}
+	node = c.Nodes[0]
+	conn, err := dial()
+	if err == nil {
+		rs, images = runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn)
+		err = pull(ctx)
+	}
+	code := 1
+	if err == nil {
+		code = m.Run()
+	}
+	traces, traceErr := c.Traces()
+	err = errors.Join(err, traceErr, conn.Close(), c.Down(ctx))
+	if traces != nil {
+		err = errors.Join(err, traces.Left())
+	}
+	if err != nil {
+		fmt.Println("--- FAIL: nothing is left")
+		fmt.Println(err)
+		return 1
+	}
+	return code
+}
+
+func dial() (*grpc.ClientConn, error) {
+	return grpc.NewClient("passthrough:///cri", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(32<<20)),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return node.DialUnix(ctx, node.CRISocket()) }))
+}
+
+func pull(ctx context.Context) error {
+	for _, ref := range []string{cluster.BusyboxImage, cluster.WebImage} {
+		if _, err := images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// onNodeagent says whether the runtime is the one that this repository makes.
+func onNodeagent() bool { return os.Getenv("NODEAGENT_E2E_RUNTIME") == "" }
