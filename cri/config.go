@@ -171,7 +171,7 @@ func (c Config) snapshotters() map[string]string {
 func (h Handler) runtime(cgroupDriver string) containerd.Runtime {
 	return containerd.Runtime{
 		Type: h.Type, Path: h.Path, Binary: h.Binary, Root: h.Root,
-		SystemdCgroup: cgroupDriver == CgroupDriverSystemd,
+		SystemdCgroup: cgroupDriver == CgroupDriverSystemd, Joins: h.Type == containerd.ShimType,
 	}
 }
 

@@ -249,7 +249,7 @@ func TestRootExecDirectAnswers(t *testing.T) {
 func TestRootExecDirectTerminal(t *testing.T) {
 	e := newExecRig(t)
 	const script = `T=$(tty); echo $T; stat -c '%a %u %g %t' $T; until [ "$(stty size 2>/dev/null)" = "33 77" ]; do sleep 0.01; done; ` +
-		`ls -l /proc/$$/fd | grep -c pts; : <$T >/dev/tty && id -u`
+		`: <$T >/dev/tty && id -u`
 	for name, change := range map[string]func(*runtimeapi.PodSandboxConfig, *runtimeapi.ContainerConfig){
 		"user": func(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig) {
 			c.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: 1234}

@@ -61,6 +61,12 @@ func (h *handlers) ours(name string) bool {
 	return err == nil && k.Runtime.Type == containerd.ShimType
 }
 
+// ownShim returns a handler's runtime when its containers have nodeagent's own shim.
+func (h *handlers) ownShim(name string) (containerd.Runtime, bool) {
+	k, err := h.get(name)
+	return k.Runtime, err == nil && k.Runtime.Type == containerd.ShimType && k.Runtime.Path != ""
+}
+
 // direct says whether a handler's containers get the processes of exec from the shim itself.
 func (h *handlers) direct(name string) bool {
 	if name == "" {

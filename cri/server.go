@@ -79,6 +79,7 @@ type Server struct {
 	streams    *stream.Server
 	stats      *stats.Collector
 	handlers   *handlers
+	shims      *shim.Launcher
 	plugins    *nri.Adapter
 	events     *events
 	metrics    *metrics
@@ -107,6 +108,10 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Server, error) {
 	var err error
 	if s.metrics, err = newMetrics(deps.Metrics, s.store); err != nil {
 		return nil, err
+	}
+	s.shims = &shim.Launcher{
+		Containerd: deps.Containerd.Address(), Runtime: s.handlers.ownShim, Log: deps.Log,
+		SandboxDir: func(id string) string { return string(s.sandboxes.Dir(id)) },
 	}
 	stages := &steps.Stages{Record: s.metrics.stage, Log: deps.Log}
 	cfg.Image.Snapshotters = cfg.snapshotters()
@@ -140,14 +145,14 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Server, error) {
 		Handler:    s.handlers.get,
 		Spec:       common,
 		Plugins:    s.plugins,
-		Notify:     s.containerChanged, Stages: stages, Log: deps.Log,
+		Notify:     s.containerChanged, Shims: s.shims, Stages: stages, Log: deps.Log,
 	})
 	if err != nil {
 		return nil, err
 	}
 	s.sandboxes, err = sandbox.New(ctx, cfg.Sandbox, sandbox.Deps{
 		Store: s.store, Network: deps.Network, Containers: s.containers, Volumes: s.images, Containerd: deps.Containerd,
-		Handler: s.handlers.get, Spec: common, Plugins: s.plugins, Notify: s.sandboxChanged, Stages: stages, Log: deps.Log,
+		Handler: s.handlers.get, Spec: common, Plugins: s.plugins, Notify: s.sandboxChanged, Shims: s.shims, Stages: stages, Log: deps.Log,
 	})
 	if err != nil {
 		return nil, err
@@ -296,6 +301,7 @@ func (s *Server) Stop(ctx context.Context) error {
 	// What the calls wait for is cancelled first, so that they end.
 	s.sandboxes.Close()
 	s.containers.Close()
+	s.shims.Close()
 	stopped := make(chan struct{})
 	go func() {
 		s.grpc.GracefulStop()

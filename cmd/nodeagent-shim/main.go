@@ -30,6 +30,8 @@ var version = "v0.1.0-dev"
 type flags struct {
 	namespace, id, bundle, address string
 	debug                          bool
+	// lifeline says that descriptor 4 is a pipe whose end ends a shim without containers.
+	lifeline bool
 	// ttrpc is the path of the socket that takes events.
 	ttrpc string
 }
@@ -42,6 +44,7 @@ func main() {
 	flag.StringVar(&f.bundle, "bundle", "", "bundle `directory`, for delete")
 	flag.StringVar(&f.address, "address", "", "`address` of containerd's gRPC socket")
 	flag.BoolVar(&f.debug, "debug", false, "write more to containerd's log")
+	flag.BoolVar(&f.lifeline, "lifeline", false, "end with the pipe at descriptor 4, unless there is a container by then; used by nodeagent")
 	flag.String("publish-binary", "", "not used; events go to $TTRPC_ADDRESS")
 	flag.BoolVar(&showVersion, "v", false, "print the version")
 	flag.BoolVar(&info, "info", false, "print what the OCI runtime supports")

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime/debug"
 	"time"
 
@@ -55,10 +56,17 @@ func serve(ctx context.Context, f flags) error {
 	}()
 	idle := time.AfterFunc(idleAfter, debug.FreeOSMemory)
 	stop := make(chan struct{})
-	s := task.New(task.Deps{
+	deps := task.Deps{
 		Namespace: f.namespace, Reaper: reaper, Events: events.publish,
-		Stop: func() { close(stop) }, Idle: func() { idle.Reset(idleAfter) },
-	})
+		Stop: func() { close(stop) }, Idle: func() { idle.Reset(idleAfter) }, Held: f.lifeline,
+	}
+	if f.lifeline {
+		deps.Bundle = func(dir string) error { return record(dir, l.Addr().String()) }
+	}
+	s := task.New(deps)
+	if f.lifeline {
+		go await(os.NewFile(lifelineFD, "lifeline"), s.Release)
+	}
 	server := &ttrpc.Server{Methods: s.Methods()}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(ctx, l) }()
@@ -78,6 +86,27 @@ func serve(ctx context.Context, f flags) error {
 	case <-t.C:
 	}
 	return err
+}
+
+// lifelineFD is the descriptor of the pipe that nodeagent holds while a shim that it started has no container.
+const lifelineFD = 4
+
+// await calls released when the other end of the lifeline is closed, by whoever or by a death.
+func await(lifeline *os.File, released func()) {
+	_, _ = lifeline.Read(make([]byte, 1))
+	_ = lifeline.Close()
+	released()
+}
+
+// record writes into a bundle what containerd and the start action write there when they start a shim: its program, for a
+// containerd that starts anew, and its socket, for delete.
+func record(bundle, socket string) error {
+	for name, text := range map[string]string{"shim-binary-path": os.Args[0], socketRecord: socket} {
+		if err := os.WriteFile(filepath.Join(bundle, name), []byte(text), 0o600); err != nil {
+			return fmt.Errorf("record shim: %w", err)
+		}
+	}
+	return nil
 }
 
 func ignoreAbsent(err error) error {

@@ -120,12 +120,21 @@ type Plugins interface {
 
 var _ Plugins = (*nri.Adapter)(nil)
 
+// Shims are the shims of pods that the daemon starts.
+type Shims interface {
+	// Join returns the address of a sandbox's shim for a container that is about to be made, or "" when containerd has to find it.
+	Join(ctx context.Context, sandboxID, handler string) string
+	// Joined says that the container was made, or was not.
+	Joined(sandboxID string)
+}
+
 // Deps are what the container room needs of others.
 type Deps struct {
 	Store      *store.Store
 	Containerd *containerd.Client
 	Images     Images
 	Streams    Opener
+	Shims      Shims
 	// SandboxDir is the directory of a sandbox's files.
 	SandboxDir func(id string) sandbox.Dir
 	// Handler finds a runtime handler; "" is the default one.

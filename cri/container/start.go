@@ -91,7 +91,7 @@ func (m *Manager) run(ctx context.Context, c *store.Container) (*life, error) {
 		return l, err
 	}
 	steps.Stage(ctx, "create task")
-	pid, err := m.createTask(ctx, c.ID, h.Runtime, rootfs, s.Paths())
+	pid, err := m.createTask(ctx, c, h.Runtime, rootfs, s.Paths())
 	if err != nil {
 		return l, err
 	}
@@ -117,13 +117,32 @@ func (m *Manager) run(ctx context.Context, c *store.Container) (*life, error) {
 	return l, nil
 }
 
-// createTask makes the task, and beside it the record that keeps it over a
-// restart of containerd.
-func (m *Manager) createTask(ctx context.Context, id string, r containerd.Runtime, rootfs []mount.Mount, s containerd.Streams) (uint32, error) {
-	kept := make(chan error, 1)
-	go func() { kept <- m.deps.Containerd.KeepTask(ctx, id, r) }()
-	pid, err := m.deps.Containerd.CreateTask(ctx, id, r, rootfs, s)
-	return pid, errors.Join(err, <-kept)
+// createTask makes the task, and the record that keeps it over a restart of
+// containerd. In a shim that runs already that record comes first, because it
+// is how containerd knows that there is one; else it must come after.
+func (m *Manager) createTask(ctx context.Context, c *store.Container, r containerd.Runtime, rootfs []mount.Mount, s containerd.Streams) (uint32, error) {
+	cd := m.deps.Containerd
+	if r.Address = m.shimOf(ctx, c, r); r.Address != "" {
+		if err := cd.KeepTask(ctx, c.ID, r); err != nil {
+			return 0, err
+		}
+		pid, err := cd.CreateTask(ctx, c.ID, r, rootfs, s)
+		m.deps.Shims.Joined(c.SandboxID)
+		return pid, err
+	}
+	pid, err := cd.CreateTask(ctx, c.ID, r, rootfs, s)
+	if err != nil {
+		return 0, err
+	}
+	return pid, cd.KeepTask(ctx, c.ID, r)
+}
+
+// shimOf is the address of the pod's shim, or "" when containerd finds or starts it.
+func (m *Manager) shimOf(ctx context.Context, c *store.Container, r containerd.Runtime) string {
+	if sb := m.sandboxOf(c); !r.Joins || sb == nil || sb.Process {
+		return "" // the process's task has made the shim, as containerd does it
+	}
+	return m.deps.Shims.Join(ctx, c.SandboxID, c.Handler)
 }
 
 // clean takes back what a failed start has done.

@@ -284,14 +284,14 @@ func TestRootStartCutShort(t *testing.T) {
 		t.Fatal(err)
 	}
 	rt := containerd.Runtime{Type: containerd.RuncType}
-	if _, err := w.m.createTask(t.Context(), id, rt, mounts, containerd.Streams{}); err != nil {
+	if _, err := w.m.createTask(t.Context(), &store.Container{ID: id}, rt, mounts, containerd.Streams{}); err != nil {
 		t.Fatal(err)
 	}
 	w.restart()
 	if c, _ := w.m.deps.Store.Containers.Get(id); c.State != store.ContainerCreated {
 		t.Errorf("a task that was not started: %s", c.State)
 	}
-	if _, err := w.m.createTask(t.Context(), id, rt, mounts, containerd.Streams{}); err != nil {
+	if _, err := w.m.createTask(t.Context(), &store.Container{ID: id}, rt, mounts, containerd.Streams{}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := w.client.StartProcess(t.Context(), containerd.Process{ContainerID: id}); err != nil {

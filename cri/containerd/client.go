@@ -103,6 +103,9 @@ func New(cfg Config) (*Client, error) {
 	return &Client{cfg: cfg}, nil
 }
 
+// Address is the path of containerd's socket.
+func (c *Client) Address() string { return c.cfg.Address }
+
 // MinVersion is the oldest containerd that has all that is used here: the
 // transfer service with hosts directories and progress.
 const MinVersion = "2.1.0"

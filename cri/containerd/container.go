@@ -62,6 +62,9 @@ func (c *Client) CreateContainer(ctx context.Context, ct Container) error {
 		SnapshotKey: ct.SnapshotKey,
 		Extensions:  map[string]typeurl.Any{},
 	}
+	if ct.Runtime.Joins {
+		rec.SandboxID = ct.ID // that of the record that KeepTask writes
+	}
 	for name, v := range ct.Extensions {
 		rec.Extensions[name] = extension{typ: name, value: v}
 	}

@@ -27,6 +27,9 @@ type Runtime struct {
 	Root string
 	// SystemdCgroup makes the OCI runtime ask systemd for cgroups.
 	SystemdCgroup bool
+	// Joins says that tasks may be made in a shim that runs already, and Address which.
+	Joins   bool
+	Address string
 	// ConfigPath is handed to shims that read a configuration file of their own.
 	ConfigPath string
 }

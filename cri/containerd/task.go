@@ -49,7 +49,9 @@ type TaskState struct {
 }
 
 // CreateTask makes the container's task with its root file system mounted; its
-// first process waits for StartProcess.
+// first process waits for StartProcess. A Runtime with the address of a running
+// shim makes it there, which wants a container of a Runtime with Joins and the
+// record that KeepTask writes; without an address that record must not be there yet.
 func (c *Client) CreateTask(ctx context.Context, id string, r Runtime, rootfs []mount.Mount, s Streams) (uint32, error) {
 	opts, err := r.options()
 	if err != nil {
@@ -58,6 +60,9 @@ func (c *Client) CreateTask(ctx context.Context, id string, r Runtime, rootfs []
 	req := &tasks.CreateTaskRequest{
 		ContainerID: id, Stdin: s.Stdin, Stdout: s.Stdout, Stderr: s.Stderr, Terminal: s.Terminal,
 		RuntimePath: r.Path, Options: typeurl.MarshalProto(opts),
+	}
+	if r.Address != "" {
+		req.TaskApiAddress, req.TaskApiVersion = r.Address, taskVersion
 	}
 	for _, m := range rootfs {
 		req.Rootfs = append(req.Rootfs, &types.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
@@ -87,6 +92,9 @@ const (
 func shimEnded(err error) bool {
 	return err != nil && strings.HasSuffix(status.Convert(err).Message(), ttrpc.ErrClosed.Error())
 }
+
+// taskVersion is the version of the task service that nodeagent's shim serves.
+const taskVersion = 3
 
 // Process names a process of a container: the first one when ExecID is empty.
 type Process struct {

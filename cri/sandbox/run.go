@@ -146,7 +146,10 @@ func (b *building) table() []steps.Step {
 		{
 			Name: "write files",
 			Do:   b.writeFiles,
-			Undo: func(context.Context) error { return m.Dir(id).remove() },
+			Undo: func(context.Context) error {
+				m.deps.Shims.Release(id)
+				return m.Dir(id).remove()
+			},
 		},
 		{
 			Name: "make namespaces",
@@ -174,12 +177,20 @@ func (b *building) table() []steps.Step {
 	)
 }
 
-func (b *building) writeFiles(context.Context) error {
+// writeFiles makes the sandbox's directory. Its shim, which has a socket there,
+// is started beside what follows.
+func (b *building) writeFiles(ctx context.Context) error {
 	hostname, err := b.hostname()
 	if err != nil {
 		return err
 	}
-	return b.m.Dir(b.sb.ID).write(b.sb, hostname, b.m.cfg.ShmSize)
+	if err := b.m.Dir(b.sb.ID).write(b.sb, hostname, b.m.cfg.ShmSize); err != nil {
+		return err
+	}
+	if !b.sb.Process { // the process's task starts it
+		b.m.deps.Shims.Prepare(ctx, b.sb.ID, b.sb.Handler)
+	}
+	return nil
 }
 
 // hostname is the pod's name, or the node's for pods on its network.

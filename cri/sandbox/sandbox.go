@@ -128,12 +128,21 @@ type Plugins interface {
 
 var _ Plugins = (*nri.Adapter)(nil)
 
+// Shims are the shims of pods that the daemon starts.
+type Shims interface {
+	// Prepare begins to start the shim of a sandbox that is being made; there may be none to start.
+	Prepare(ctx context.Context, sandboxID, handler string)
+	// Release lets go of it: it ends if it has no container.
+	Release(sandboxID string)
+}
+
 // Deps are what the sandbox room needs of others.
 type Deps struct {
 	Store      *store.Store
 	Network    Network
 	Containers Containers
 	Volumes    Volumes
+	Shims      Shims
 	// Containerd runs the process of those sandboxes that have one.
 	Containerd *containerd.Client
 	// Handler finds a runtime handler; "" is the default one.

@@ -113,6 +113,7 @@ func (w *world) restart() {
 	cfg := Default()
 	cfg.StateDir, cfg.RootDir = filepath.Join(w.dir, "na"), filepath.Join(w.dir, "lib")
 	w.m, err = New(w.t.Context(), cfg, Deps{
+		Shims: noShims{},
 		Store: st, Network: w.net, Containers: none{}, Volumes: none{}, Containerd: w.client,
 		Handler: func(string) (Handler, error) {
 			return Handler{Runtime: containerd.Runtime{Type: containerd.RuncType}}, nil
@@ -310,3 +311,11 @@ func TestRootStopRetriesWhatFailed(t *testing.T) {
 	}
 	w.same(before)
 }
+
+// noShims is a node whose containerd starts all shims.
+type noShims struct{}
+
+var _ Shims = noShims{}
+
+func (noShims) Prepare(context.Context, string, string) {}
+func (noShims) Release(string)                          {}

@@ -88,6 +88,7 @@ func (m *Manager) stop(ctx context.Context, sb *store.Sandbox) error {
 	if err := m.deps.Containers.StopAll(ctx, sb.ID); err != nil {
 		return fmt.Errorf("stop containers of sandbox %s: %w", sb.ID, err)
 	}
+	m.deps.Shims.Release(sb.ID)
 	if wasReady {
 		m.tell(ctx, nri.SandboxStopped, sb)
 	}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/nodeagent/nodeagent/cri/container"
 	"github.com/nodeagent/nodeagent/cri/containerd"
+	"github.com/nodeagent/nodeagent/cri/sandbox"
 	"github.com/nodeagent/nodeagent/cri/shim/link"
 	"github.com/nodeagent/nodeagent/cri/store"
 	"github.com/nodeagent/nodeagent/cri/stream"
@@ -38,6 +39,11 @@ type Opener struct {
 }
 
 var _ container.Opener = Opener{}
+
+var (
+	_ container.Shims = (*Launcher)(nil)
+	_ sandbox.Shims   = (*Launcher)(nil)
+)
 
 // Open makes the streams of a container before its task is made.
 func (o Opener) Open(c *store.Container, dir string) (container.Streams, error) {

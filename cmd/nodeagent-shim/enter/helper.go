@@ -38,7 +38,8 @@ func (p *Program) path() (string, error) {
 	if p.err != nil {
 		return "", p.err
 	}
-	return fmt.Sprintf("/proc/self/fd/%d", p.file.Fd()), nil
+	// By our number and not "self": in the child another file may have the descriptor's place by then.
+	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), p.file.Fd()), nil
 }
 
 // seal returns a file in memory that does not change any more.

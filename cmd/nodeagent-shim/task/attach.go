@@ -173,6 +173,10 @@ func (ls *linkServer) answer(conn net.Conn) {
 		return
 	}
 	_ = conn.SetReadDeadline(time.Time{})
+	if r.Op == link.OpExpect {
+		_ = link.WriteLine(conn, response(ls.s.waitForNext()))
+		return
+	}
 	c, err := ls.s.container(r.Container)
 	if err != nil || c.log == nil {
 		_ = link.WriteLine(conn, link.Response{Error: fmt.Sprintf("container %s is not running here", r.Container), NotRunning: true})

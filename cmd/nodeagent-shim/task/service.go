@@ -34,6 +34,10 @@ type Deps struct {
 	Events func(Event)
 	// Stop ends the process; called when containerd asks for it and no container is left.
 	Stop func()
+	// Held says that somebody holds the shim for a container that is to come, until Release.
+	Held bool
+	// Bundle is told of each container's directory before it is made; nil when nobody wants to know.
+	Bundle func(dir string) error
 	// Idle is called after work that leaves garbage behind.
 	Idle func()
 }
@@ -64,8 +68,17 @@ const orphaned = time.Minute
 // New returns a Service without containers.
 func New(deps Deps) *Service {
 	s := &Service{deps: deps, containers: map[string]*container{}, links: map[string]*linkServer{}}
-	s.expireLater()
+	if !deps.Held {
+		s.expireLater()
+	}
 	return s
+}
+
+// Release ends a shim that was held and got no container.
+func (s *Service) Release() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stopIfIdle()
 }
 
 // expireLater ends a shim that has no container for long and that nobody ends: containerd died between its start and its use.
@@ -135,7 +148,14 @@ func (s *Service) create(ctx context.Context, r *request) (wire.Message, error) 
 	s.containers[r.ID] = c
 	s.expected = time.Time{} // it came
 	s.mu.Unlock()
-	if err := c.create(ctx, r); err != nil {
+	var err error
+	if s.deps.Bundle != nil {
+		err = s.deps.Bundle(r.Bundle)
+	}
+	if err == nil {
+		err = c.create(ctx, r)
+	}
+	if err != nil {
 		s.forget(r.ID)
 		return nil, err
 	}
@@ -366,15 +386,17 @@ func (s *Service) connect(_ context.Context, r *request) (wire.Message, error) {
 	return m, nil
 }
 
-// expect promises that the shim lives long enough for the next container, or refuses.
-func (s *Service) expect(context.Context, []byte) (wire.Message, error) {
+func (s *Service) expect(context.Context, []byte) (wire.Message, error) { return nil, s.waitForNext() }
+
+// waitForNext promises that the shim lives long enough for the next container, or refuses.
+func (s *Service) waitForNext() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.stopping {
-		return nil, fmt.Errorf("the shim ends: %w", errdefs.ErrUnavailable)
+		return fmt.Errorf("the shim ends: %w", errdefs.ErrUnavailable)
 	}
 	s.expected = time.Now().Add(expectation)
-	return nil, nil //nolint:nilnil // an empty message
+	return nil
 }
 
 // shutdown ends the shim when no container is left and none is expected.

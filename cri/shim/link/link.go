@@ -98,6 +98,8 @@ func ParseInput(s string) (once, ok bool) {
 const (
 	// OpReopen opens the log file anew; it is answered when no more is written to the old one.
 	OpReopen = "reopen"
+	// OpExpect asks the shim not to end before the next container has come; it belongs to no container.
+	OpExpect = "expect"
 	// OpAttach turns the connection into frames.
 	OpAttach = "attach"
 )
