@@ -35,8 +35,9 @@ const (
 	RuntimeContainerd = "containerd"
 )
 
-// runtimeBoth is what Runtimes starts.
-const runtimeBoth = "both"
+// RuntimeBoth gives the nodes nodeagent and containerd by turns, to compare them
+// under one control plane.
+const RuntimeBoth = "both"
 
 // Config says what cluster to run.
 type Config struct {
@@ -44,7 +45,7 @@ type Config struct {
 	Name string
 	// Nodes is how many nodes there are, 1 to 9.
 	Nodes int
-	// Runtime is RuntimeNodeagent or RuntimeContainerd.
+	// Runtime is RuntimeNodeagent, RuntimeContainerd or RuntimeBoth.
 	Runtime string
 	// Base is the directory for everything the cluster keeps on disk.
 	Base string
@@ -60,6 +61,11 @@ type Config struct {
 	KubeletExtra map[string]any
 	// AgentExtra is merged into nodeagent's configuration.
 	AgentExtra map[string]any
+	// OCI is an OCI runtime that Runtimes offers beside runc, as the handler
+	// "other"; empty: none.
+	OCI string
+	// PullImages makes Runtimes serve the images whose pull is measured.
+	PullImages bool
 	// Conformance adds the stand-ins of the images that Kubernetes' own tests ask for.
 	Conformance bool
 	// FeatureGates are set on every Kubernetes component.
@@ -93,8 +99,8 @@ func (c *Config) Validate() error {
 	if c.Nodes < 1 || c.Nodes > 9 {
 		errs = append(errs, fmt.Errorf("nodes: %d is not between 1 and 9", c.Nodes))
 	}
-	if !slices.Contains([]string{RuntimeNodeagent, RuntimeContainerd, runtimeBoth}, c.Runtime) {
-		errs = append(errs, fmt.Errorf("runtime: %q is neither %s nor %s", c.Runtime, RuntimeNodeagent, RuntimeContainerd))
+	if !slices.Contains([]string{RuntimeNodeagent, RuntimeContainerd, RuntimeBoth}, c.Runtime) {
+		errs = append(errs, fmt.Errorf("runtime: %q is none of %s, %s and %s", c.Runtime, RuntimeNodeagent, RuntimeContainerd, RuntimeBoth))
 	}
 	for name, dir := range map[string]*string{"base": &c.Base, "tools": &c.Tools, "bin": &c.Bin} {
 		abs, err := filepath.Abs(*dir)

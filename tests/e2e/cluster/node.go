@@ -35,7 +35,7 @@ type Node struct {
 
 func (c *Cluster) startNodes(ctx context.Context) error {
 	for i := range c.Config.Nodes {
-		n, err := c.startBox(ctx, i+1, c.Runtime)
+		n, err := c.startBox(ctx, i+1, c.kindOf(i))
 		if err != nil {
 			return err
 		}
@@ -44,6 +44,14 @@ func (c *Cluster) startNodes(ctx context.Context) error {
 		}
 	}
 	return c.saveState()
+}
+
+// kindOf is the runtime of the i-th node, from 0.
+func (c *Cluster) kindOf(i int) string {
+	if c.Runtime != RuntimeBoth {
+		return c.Runtime
+	}
+	return []string{RuntimeNodeagent, RuntimeContainerd}[i%2]
 }
 
 // startBox makes the i-th node, 1 to 9, in which nothing runs yet.

@@ -8,11 +8,14 @@ import (
 	"path/filepath"
 )
 
+// otherHandler is the runtime handler of Config.OCI.
+const otherHandler = "other"
+
 // Runtimes starts a node with nodeagent and one with containerd's own CRI plugin,
 // with neither kubelet nor control plane: what a benchmark compares, on the same
 // machine, with the same images and the same OCI runtime.
 func Runtimes(ctx context.Context, cfg Config) (*Cluster, error) {
-	cfg.Runtime = runtimeBoth
+	cfg.Runtime = RuntimeBoth
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -24,6 +27,7 @@ func Runtimes(ctx context.Context, cfg Config) (*Cluster, error) {
 		{"certificates", c.makePKI},
 		{"network switch", c.startControlBox},
 		{"image registry", c.startRegistry},
+		{"images to pull", c.pullImages},
 		{"nodeagent and containerd", func(ctx context.Context) error {
 			for i, kind := range []string{RuntimeNodeagent, RuntimeContainerd} {
 				n, err := c.startBox(ctx, i+1, kind)
@@ -43,23 +47,17 @@ func Runtimes(ctx context.Context, cfg Config) (*Cluster, error) {
 func (n *Node) startAlone(ctx context.Context) error {
 	cidrs := []string{"10.250.0.0/16", "fd00:250::/64"}
 	n.c.AgentExtra = map[string]any{
-		"log":        map[string]any{"level": "info"},
 		"kubernetes": map[string]any{},
 		"network":    map[string]any{"podCIDRs": cidrs},
 		"storage":    map[string]any{"enabled": false},
+	}
+	if n.c.OCI != "" {
+		n.c.AgentExtra["cri"] = map[string]any{"handlers": map[string]any{
+			otherHandler: map[string]any{"type": "io.containerd.nodeagent.v1", "binary": n.c.OCI},
+		}}
 	}
 	if err := n.startRuntime(ctx); err != nil {
 		return err
 	}
 	return n.finishRuntime(cidrs)
-}
-
-// Peers names the runtimes of the nodes as tests/bench wants them:
-// name=socket,pid,cgroup.
-func (c *Cluster) Peers() []string {
-	out := make([]string, 0, len(c.Nodes))
-	for _, n := range c.Nodes {
-		out = append(out, fmt.Sprintf("%s=%s,%d,/%s/pods", n.kind, n.CRISocket(), n.PID, n.CgroupRoot()))
-	}
-	return out
 }

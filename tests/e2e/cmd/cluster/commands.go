@@ -20,6 +20,7 @@ const usage = `usage: cluster COMMAND [flags]
   up        start a cluster and keep it until Ctrl-C
   demo      the same with the demo in it
   runtimes  start a node of each runtime, without kubelets, for benchmarks
+  boxes     start nodes in which nothing runs, for benchmarks
   conformance  run Kubernetes' own tests: --focus --skip --procs --report
   node-tests   run Kubernetes' tests of a node, with its kubelet: the same flags
   status    show the clusters of this machine
@@ -40,7 +41,9 @@ func parse(command string, args []string) (*options, error) {
 	f := flag.NewFlagSet(command, flag.ContinueOnError)
 	f.StringVar(&o.Name, "name", o.Name, "name of the cluster")
 	f.IntVar(&o.Nodes, "nodes", o.Nodes, "number of nodes")
-	f.StringVar(&o.Runtime, "runtime", o.Runtime, "nodeagent or containerd")
+	f.StringVar(&o.Runtime, "runtime", o.Runtime, "nodeagent, containerd or both (by turns)")
+	f.StringVar(&o.OCI, "oci", "", "runtimes: an OCI runtime to offer beside runc, as handler \"other\"")
+	f.BoolVar(&o.PullImages, "pull-images", false, "runtimes: serve the images whose pull is measured")
 	f.StringVar(&o.Base, "base", o.Base, "directory for the clusters' files")
 	f.StringVar(&o.Tools, "tools", o.Tools, "directory with the programs that make deps builds")
 	f.StringVar(&o.Dist, "dist", o.Dist, "directory of make package: its DaemonSet instead of bridge and kube-proxy (with --runtime containerd)")
@@ -68,7 +71,8 @@ func run(ctx context.Context, args []string) error {
 	commands := map[string]func(context.Context, *options) error{
 		"up":          func(ctx context.Context, o *options) error { return stay(ctx, o, false) },
 		"demo":        func(ctx context.Context, o *options) error { return stay(ctx, o, true) },
-		"runtimes":    runtimes,
+		"runtimes":    func(ctx context.Context, o *options) error { return keep(ctx, o, cluster.Runtimes) },
+		"boxes":       func(ctx context.Context, o *options) error { return keep(ctx, o, cluster.Boxes) },
 		"conformance": conformance(cluster.Up, (*cluster.Cluster).RunConformance),
 		"node-tests":  conformance(cluster.Alone, (*cluster.Cluster).RunNodeTests),
 		"status":      status,
@@ -118,21 +122,18 @@ func stay(ctx context.Context, o *options, demo bool) (retErr error) {
 	return nil
 }
 
-// runtimes keeps a node of each runtime until ctx ends, and says how to reach them.
-func runtimes(ctx context.Context, o *options) (retErr error) {
+// keep keeps what start makes until ctx ends; others find it by its state file.
+func keep(ctx context.Context, o *options, start func(context.Context, cluster.Config) (*cluster.Cluster, error)) (retErr error) {
 	o.Progress = cluster.NewProgress(os.Stderr)
-	c, err := cluster.Runtimes(ctx, o.Config)
+	c, err := start(ctx, o.Config)
 	if err != nil {
 		return err
 	}
 	defer func() {
 		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Minute)
 		defer cancel()
-		retErr = errors.Join(retErr, c.Down(cleanup))
+		retErr = errors.Join(retErr, end(cleanup, c))
 	}()
-	for _, p := range c.Peers() {
-		fmt.Println("--peer", p)
-	}
 	if err := c.MarkReady(); err != nil {
 		return err
 	}
