@@ -92,10 +92,18 @@ stop: ## end the cluster that make run DETACH=1 left
 	@bin/cluster down $(ARGS)
 
 .PHONY: bench
-bench: deps build ## measure nodeagent and containerd's own CRI plugin side by side (ARGS="-n 20 --density 0,60"), results in tests/bench/out
+bench: deps build ## measure nodeagent beside its peers (ARGS="--only cri,network --quick --resume"), results in tests/bench/out (root)
 	@$(HARNESS)
 	@go build -o bin/ ./tests/bench
-	@tests/bench/run.sh $(ARGS)
+	@bin/bench run $(ARGS)
+
+.PHONY: bench-report
+bench-report: ## print what the benchmarks have stored, with targets and marks
+	@go run ./tests/bench report $(ARGS)
+
+.PHONY: bench-docs
+bench-docs: ## write what the benchmarks have stored into docs/benchmarks.md and README.md
+	@go run ./tests/bench docs $(ARGS)
 
 .PHONY: package
 package: build ## make the deb, the OCI image archive, the Helm chart and the manifests in dist/

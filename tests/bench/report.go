@@ -4,153 +4,196 @@ package main
 
 import (
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
-	"math"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
-	"text/tabwriter"
-	"time"
+
+	"github.com/nodeagent/nodeagent/tests/bench/figures"
 )
 
-// report gathers samples by what was measured and by peer.
-type report struct {
-	Peers   []string           `json:"peers"`
-	Image   string             `json:"image"`
-	Begin   time.Time          `json:"begin"`
-	Figures map[string]*figure `json:"figures"`
-	order   []string           // of Figures, as first seen
+// show prints one area as it stands in the docs.
+func show(w io.Writer, a area, result *figures.Area) error {
+	_, err := io.WriteString(w, section(a, result)+"\n")
+	return err
 }
 
-// figure is one thing that was measured.
-type figure struct {
-	Unit    string               `json:"unit"`
-	Samples map[string][]float64 `json:"samples"`
+// section is an area's part of the docs: targets, chart, tables.
+func section(a area, result *figures.Area) string {
+	parts := []string{result.Caption() + "\n"}
+	if t := figures.Targets(result, a.targets); t != "" {
+		parts = append(parts, t)
+	}
+	if a.chart != "" {
+		parts = append(parts, fmt.Sprintf("![%s](bench-%s.svg)\n", a.title, a.name))
+	}
+	return strings.Join(append(parts, result.Tables()), "\n")
 }
 
-func newReport(o *options) *report {
-	r := &report{Image: o.work.image, Begin: time.Now().UTC(), Figures: map[string]*figure{}}
-	for _, p := range o.peers {
-		r.Peers = append(r.Peers, p.name)
-	}
-	return r
-}
-
-func (r *report) add(peer, name, unit string, value float64) {
-	f := r.Figures[name]
-	if f == nil {
-		f = &figure{Unit: unit, Samples: map[string][]float64{}}
-		r.Figures[name] = f
-		r.order = append(r.order, name)
-	}
-	f.Samples[peer] = append(f.Samples[peer], value)
-}
-
-// verbs in the order of a pod's life.
-func verbs() []string {
-	return []string{
-		"RunPodSandbox", "CreateContainer", "StartContainer", "FirstLogLine", "ExecSync",
-		"StopPodSandbox", "RemovePodSandbox",
-	}
-}
-
-func (r *report) addTimes(peer string, t times) {
-	for _, v := range verbs() {
-		if d, ok := t[v]; ok {
-			r.add(peer, v, "ms", ms(d))
-		}
-	}
-}
-
-func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
-
-// quantile interpolates between samples; NaN without any.
-func quantile(samples []float64, q float64) float64 {
-	if len(samples) == 0 {
-		return math.NaN()
-	}
-	s := slices.Sorted(slices.Values(samples))
-	at := q * float64(len(s)-1)
-	low := int(at)
-	if low+1 >= len(s) {
-		return s[low]
-	}
-	return s[low] + (at-float64(low))*(s[low+1]-s[low])
-}
-
-// print writes one row a figure: p50, p90, p99 of each peer, and the ratio of
-// each p50 to the last peer's.
-func (r *report) print(w io.Writer) error {
-	base := r.Peers[len(r.Peers)-1]
-	head := []string{"figure", "unit"}
-	for _, p := range r.Peers {
-		head = append(head, p+" p50", "p90", "p99")
-		if p != base {
-			head = append(head, "/"+base)
-		}
-	}
-	rows := [][]string{head}
-	for _, name := range r.order {
-		f := r.Figures[name]
-		row := []string{name, f.Unit}
-		for _, p := range r.Peers {
-			s := f.Samples[p]
-			row = append(row, number(quantile(s, 0.5)), number(quantile(s, 0.9)), number(quantile(s, 0.99)))
-			if p != base {
-				row = append(row, number(quantile(s, 0.5)/quantile(f.Samples[base], 0.5)))
+// overview counts what is met, over all areas.
+func overview(all []area, results map[string]*figures.Area) string {
+	var b strings.Builder
+	b.WriteString("| area | met | not met | not measured |\n|---|---|---|---|\n")
+	for _, a := range all {
+		missed, counts := []string{}, map[figures.Mark]int{}
+		for _, t := range a.targets {
+			_, mark := t.Check(results[a.name])
+			counts[mark]++
+			if mark == figures.NotMet {
+				missed = append(missed, t.Name)
 			}
 		}
-		rows = append(rows, row)
-	}
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	for _, row := range rows {
-		if _, err := io.WriteString(tw, strings.Join(row, "\t")+"\t\n"); err != nil {
-			return err
+		if len(a.targets) == 0 {
+			continue
 		}
+		missing := ""
+		if counts[figures.NotMeasured] > 0 {
+			missing = fmt.Sprint(counts[figures.NotMeasured])
+		}
+		fmt.Fprintf(&b, "| [%s](#%s) | %d of %d | %s | %s |\n", a.title, anchor(a.title),
+			counts[figures.Met], len(a.targets), strings.Join(missed, "; "), missing)
 	}
-	return tw.Flush()
+	return b.String()
 }
 
-func number(v float64) string { return strconv.FormatFloat(v, 'f', 2, 64) }
+// anchor is what a heading is called in a link.
+func anchor(title string) string {
+	return strings.ReplaceAll(strings.ToLower(strings.ReplaceAll(title, ",", "")), " ", "-")
+}
 
-func (r *report) writeJSON(path string) error {
-	data, err := json.MarshalIndent(r, "", " ")
+func report(args []string) error {
+	fs := flag.NewFlagSet("bench report", flag.ContinueOnError)
+	out := fs.String("out", "tests/bench/out", "directory with results")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	all := defaults().areas()
+	results, err := figures.Read(*out, names(all))
 	if err != nil {
-		return fmt.Errorf("encode report: %w", err)
+		return err
 	}
-	return os.WriteFile(path, append(data, '\n'), 0o644) //nolint:gosec // a report for everybody
-}
-
-// writeBenchstat writes a file per peer in the format of Go benchmarks, so that
-// `benchstat a.txt b.txt` compares them.
-func (r *report) writeBenchstat(dir string) error {
-	for _, p := range r.Peers {
-		var b strings.Builder
-		for _, name := range r.order {
-			f := r.Figures[name]
-			for _, v := range f.Samples[p] {
-				fmt.Fprintf(&b, "BenchmarkCRI/%s 1 %g %s\n",
-					strings.ReplaceAll(name, " ", "_"), v, strings.ReplaceAll(f.Unit, " ", "_"))
-			}
-		}
-		path := filepath.Join(dir, "cri-"+p+".txt")
-		if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil { //nolint:gosec // a report for everybody
-			return fmt.Errorf("write %s: %w", path, err)
+	fmt.Println(overview(all, results))
+	for _, a := range all {
+		if r := results[a.name]; r != nil {
+			fmt.Printf("## %s\n\n%s\n", a.title, section(a, r))
 		}
 	}
 	return nil
 }
 
-// progress overwrites one line on a terminal.
-func progress(what string, n, of int) {
-	if fi, err := os.Stderr.Stat(); err != nil || fi.Mode()&os.ModeCharDevice == 0 {
-		return
+// Files of the docs that this program writes, or writes parts of.
+const (
+	docsPage    = "benchmarks.md"
+	docsResults = "benchmarks.json"
+	readme      = "README.md" // beside the docs
+)
+
+// docs takes the stored results into the docs: a summary as JSON, the tables
+// made from it, and the charts. Areas without new results stay as they were.
+func docs(args []string) error {
+	fs := flag.NewFlagSet("bench docs", flag.ContinueOnError)
+	out := fs.String("out", "tests/bench/out", "directory with results")
+	dir := fs.String("docs", "docs", "directory of the docs")
+	if err := fs.Parse(args); err != nil {
+		return err
 	}
-	fmt.Fprintf(os.Stderr, "\r\x1b[K%s %d/%d", what, n, of)
-	if n >= of {
-		fmt.Fprint(os.Stderr, "\r\x1b[K")
+	all := defaults().areas()
+	results, err := figures.Read(*out, names(all))
+	if err != nil {
+		return err
 	}
+	known, err := readSummary(filepath.Join(*dir, docsResults))
+	if err != nil {
+		return err
+	}
+	for _, a := range all {
+		r := results[a.name]
+		if r == nil {
+			continue
+		}
+		known[a.name] = r.Summary()
+		if a.chart == "" {
+			continue
+		}
+		if err := r.WriteChart(filepath.Join(*dir, "bench-"+a.name+".svg"), a.chart); err != nil {
+			return err
+		}
+	}
+	data, err := json.MarshalIndent(known, "", " ")
+	if err != nil {
+		return fmt.Errorf("encode results: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(*dir, docsResults), append(data, '\n'), 0o644); err != nil { //nolint:gosec // docs
+		return fmt.Errorf("write docs: %w", err)
+	}
+	for _, page := range []string{filepath.Join(*dir, docsPage), filepath.Join(*dir, "..", readme)} {
+		if err := rewrite(page, all, known); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func readSummary(path string) (map[string]*figures.Area, error) {
+	out := map[string]*figures.Area{}
+	data, err := os.ReadFile(path)
+	if os.IsNotExist(err) {
+		return out, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(data, &out)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read results of the docs: %w", err)
+	}
+	return out, nil
+}
+
+func rewrite(page string, all []area, results map[string]*figures.Area) error {
+	text, err := os.ReadFile(page)
+	if err != nil {
+		return fmt.Errorf("read docs: %w", err)
+	}
+	if err := os.WriteFile(page, []byte(render(string(text), all, results)), 0o644); err != nil { //nolint:gosec // docs
+		return fmt.Errorf("write docs: %w", err)
+	}
+	return nil
+}
+
+// render puts the results between the page's markers, "<!-- bench:cri -->" and
+// "<!-- end -->"; "overview" and "headline" are of all areas.
+func render(page string, all []area, results map[string]*figures.Area) string {
+	var b strings.Builder
+	inside := false
+	for line := range strings.Lines(page) {
+		name, opens := strings.CutPrefix(strings.TrimSpace(line), "<!-- bench:")
+		switch {
+		case opens:
+			inside = true
+			b.WriteString(line + "\n" + content(strings.TrimSuffix(name, " -->"), all, results) + "\n")
+		case strings.TrimSpace(line) == "<!-- end -->":
+			inside = false
+			b.WriteString(line)
+		case !inside:
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
+
+func content(name string, all []area, results map[string]*figures.Area) string {
+	switch name {
+	case "overview":
+		return overview(all, results)
+	case "headline":
+		return headline(results)
+	}
+	i := slices.Index(names(all), name)
+	if i < 0 || results[name] == nil {
+		return "Not measured yet.\n"
+	}
+	return section(all[i], results[name])
 }
