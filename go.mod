@@ -3,6 +3,7 @@ module github.com/nodeagent/nodeagent
 go 1.26.6
 
 require (
+	github.com/checkpoint-restore/checkpointctl v1.6.0
 	github.com/cilium/ebpf v0.22.0
 	github.com/container-storage-interface/spec v1.13.0
 	github.com/containerd/console v1.0.5

@@ -29,6 +29,7 @@ func (f imageFinder) Resolve(ctx context.Context, ref string) (container.Image, 
 	}
 	out := container.Image{
 		ID: i.ID, Ref: i.Ref(), Name: i.Name, Tag: i.Ref(), ChainID: i.ChainID.String(), Config: i.Config.Config,
+		Checkpoint: i.Checkpoint,
 	}
 	if len(i.RepoTags) > 0 {
 		out.Tag = i.RepoTags[0]

@@ -78,7 +78,7 @@ func (s *Server) available(method string) error {
 // unbounded names the calls that end by rules of their own.
 func unbounded(method string) bool {
 	switch method {
-	case "ExecSync", "PullImage", "StopContainer", "CheckpointContainer":
+	case "ExecSync", "PullImage", "StopContainer", "CheckpointContainer", "CheckpointPod", "RestorePod":
 		return true
 	}
 	return false

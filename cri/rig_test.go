@@ -332,6 +332,13 @@ func (r *rig) create(sandbox string, pod *runtimeapi.PodSandboxConfig, cfg *runt
 	return resp.ContainerId
 }
 
+func (r *rig) remove(sandbox string) {
+	r.t.Helper()
+	if _, err := r.rt.RemovePodSandbox(r.t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: sandbox}); err != nil {
+		r.t.Fatalf("RemovePodSandbox: %v", err)
+	}
+}
+
 func (r *rig) startContainer(id string) {
 	r.t.Helper()
 	if _, err := r.rt.StartContainer(r.t.Context(), &runtimeapi.StartContainerRequest{ContainerId: id}); err != nil {

@@ -20,7 +20,7 @@ top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${NODEAGENT_CACHE:-/var/cache/nodeagent}
 
 packages=(
-  bash-static bind9-dnsutils bpftool btrfs-progs busybox-static ca-certificates clang-19 clang-format-19 conntrack curl
+  bash-static bind9-dnsutils bpftool btrfs-progs busybox-static ca-certificates clang-19 clang-format-19 conntrack criu crun curl
   dosfstools e2fsprogs erofs-utils ethtool fio gcc git iproute2 iptables kmod libbpf-dev libc6-dev libelf-dev
   libseccomp-dev linux-libc-dev lld-19 llvm-19 make netcat-openbsd nftables pkg-config procps socat util-linux xfsprogs
 )
@@ -208,6 +208,28 @@ debian() {
   attend "Debian packages (${#missing[@]}: ${missing[*]})" "$cache/log/apt.log" apt_install "${missing[@]}"
 }
 
+# Debian 12's CRIU does not know the vvar_vclock of Linux 6.13 and later. Where it does not work, Debian 13's is put into
+# the cache with the libc that it wants; bin/criu runs it. Without either, the tests of checkpoints find the refusal.
+newer_criu() {
+  local d=$cache/criu-trixie o
+  criu check >/dev/null 2>&1 && return
+  if ! [ -x "$d/criu" ]; then
+    rm -rf "$d.part" && mkdir -p "$d.part"/{lists/partial,etc}
+    printf '%s\n' 'Types: deb' 'URIs: http://deb.debian.org/debian' 'Suites: trixie' 'Components: main' \
+      'Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg' >"$d.part/etc/trixie.sources"
+    o=(-q -o Dir::Etc::sourcelist=/dev/null -o "Dir::Etc::sourceparts=$d.part/etc" -o "Dir::State::lists=$d.part/lists"
+      -o "Dir::Cache=$d.part" -o APT::Sandbox::User=root)
+    apt-get "${o[@]}" update
+    (cd "$d.part" && apt-get "${o[@]}" download criu libc6 && for o in *.deb; do dpkg -x "$o" root; done)
+    printf '%s\n' '#!/bin/sh' "r=$d/root; l=usr/lib/x86_64-linux-gnu" \
+      'exec "$r/$l/ld-linux-x86-64.so.2" --library-path "$r/$l:/lib/x86_64-linux-gnu:/$l" "$r/usr/sbin/criu" "$@"' >"$d.part/criu"
+    chmod +x "$d.part/criu"
+    rm -rf "$d" "$d.part"/{lists,etc,*.deb,*.bin} && mv "$d.part" "$d"
+  fi
+  "$d/criu" check
+  enter "$d" criu
+}
+
 list() {
   local c v d
   for c in $(names); do
@@ -235,6 +257,7 @@ main() {
   local todo=() wanted=("$@") v d i=0 built=0
   if [ $# = 0 ]; then
     debian
+    newer_criu >"$cache/log/criu.log" 2>&1 || say "CRIU does not work on this kernel, checkpoints are tested as refused: $cache/log/criu.log"
     for c in $(names); do case $on_demand in *" $c "*) ;; *) wanted+=("$c") ;; esac; done
   fi
   for c in "${wanted[@]}"; do

@@ -95,6 +95,8 @@ type Image struct {
 	// ChainID is the key of its topmost layer's snapshot; "" without layers.
 	ChainID string
 	Config  ocispec.ImageConfig
+	// Checkpoint means that it holds a container's checkpoint rather than a root file system.
+	Checkpoint bool
 }
 
 // Images finds images.
@@ -159,6 +161,8 @@ type Manager struct {
 	creates *flight.Group[string]
 	calls   *flight.Group[struct{}]
 	locks   *flight.Locks
+	// frozen is locked by who freezes a container, in the order of ids.
+	frozen *flight.Locks
 
 	// background runs what outlives a call, under a context that ends with
 	// Close; closing tells that it has ended.
@@ -203,6 +207,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Manager, error) {
 		creates: flight.NewGroup[string](cfg.CallTimeout),
 		calls:   flight.NewGroup[struct{}](cfg.CallTimeout),
 		locks:   flight.NewLocks(),
+		frozen:  flight.NewLocks(),
 		stop:    stop,
 		lives:   map[string]*life{},
 	}

@@ -41,6 +41,12 @@ const (
 // of the request joins the first or gets its result; another request for the
 // same name and attempt is ErrAlreadyExists.
 func (m *Manager) Create(ctx context.Context, sandboxRef string, cfg *runtimeapi.ContainerConfig) (string, error) {
+	return m.Restore(ctx, sandboxRef, cfg, "")
+}
+
+// Restore is Create of a container that goes on from the archive source, which wins over
+// the image, when it is started. The archive must be of such a container.
+func (m *Manager) Restore(ctx context.Context, sandboxRef string, cfg *runtimeapi.ContainerConfig, source string) (string, error) {
 	if err := validate(cfg); err != nil {
 		return "", err
 	}
@@ -65,7 +71,7 @@ func (m *Manager) Create(ctx context.Context, sandboxRef string, cfg *runtimeapi
 			}
 			return "", fmt.Errorf("container %s exists as %s: %w", name, c.ID, errdefs.ErrAlreadyExists)
 		}
-		return m.create(ctx, sb.ID, cfg)
+		return m.create(ctx, sb.ID, cfg, source)
 	})
 }
 
@@ -73,12 +79,15 @@ func containerKey(sandboxID string, md *runtimeapi.ContainerMetadata) string {
 	return fmt.Sprintf("%s_%d_%s", md.GetName(), md.GetAttempt(), sandboxID)
 }
 
-func (m *Manager) create(ctx context.Context, sandboxID string, cfg *runtimeapi.ContainerConfig) (string, error) {
+func (m *Manager) create(ctx context.Context, sandboxID string, cfg *runtimeapi.ContainerConfig, source string) (string, error) {
 	id := store.NewID()
 	ctx, end := m.deps.Stages.Time(ctx, "CreateContainer", id)
 	defer end()
 	steps.Stage(ctx, "resolve image")
 	b := &building{m: m, id: id}
+	if source != "" {
+		b.restore = &restoring{source: source, strict: true}
+	}
 	if err := b.prepare(ctx, sandboxID, cfg); err != nil {
 		return "", err
 	}
@@ -127,6 +136,8 @@ type building struct {
 	sb      *store.Sandbox
 	image   Image
 	handler sandbox.Handler
+	// restore is nil for a container that begins anew.
+	restore *restoring
 }
 
 // prepare finds everything the container is made from and changes nothing.
@@ -144,8 +155,8 @@ func (b *building) prepare(ctx context.Context, sandboxID string, cfg *runtimeap
 	}
 	b.sb = sb
 	snapshotter := b.m.deps.Containerd.Snapshotter(b.handler.Snapshotter)
-	if b.image, err = b.m.deps.Images.Resolve(ctx, cfg.GetImage().GetImage()); err != nil {
-		return fmt.Errorf("image %q: %w", cfg.GetImage().GetImage(), err)
+	if err := b.findImage(ctx, cfg.GetImage()); err != nil {
+		return err
 	}
 	id := b.id
 	b.c = &store.Container{
@@ -173,7 +184,7 @@ func (m *Manager) root(id string) string { return filepath.Join(m.cfg.RootDir, i
 // written before and outlives a failed undo.
 func (b *building) table() []steps.Step {
 	m, c := b.m, b.c
-	return []steps.Step{
+	t := []steps.Step{
 		{
 			Name: "make directory",
 			Do: func(context.Context) error {
@@ -191,7 +202,13 @@ func (b *building) table() []steps.Step {
 				return m.deps.Containerd.RemoveSnapshot(ctx, c.Snapshotter, c.SnapshotKey)
 			},
 		},
-		{
+	}
+	if b.restore != nil { // what it writes goes with the steps before
+		t = append(t, steps.Step{Name: "unpack checkpoint", Do: b.unpackCheckpoint})
+	}
+	return append(
+		t,
+		steps.Step{
 			Name: "create container",
 			Do:   b.createInContainerd,
 			Undo: func(ctx context.Context) error {
@@ -200,8 +217,8 @@ func (b *building) table() []steps.Step {
 				return m.deps.Containerd.DeleteContainer(ctx, c.ID)
 			},
 		},
-		{Name: "commit", Do: b.commit},
-	}
+		steps.Step{Name: "commit", Do: b.commit},
+	)
 }
 
 // prepareSnapshot makes the writable layer, unpacking the image when its layers
@@ -253,6 +270,9 @@ func (b *building) createInContainerd(ctx context.Context) error {
 		b.c.OwnLabel = out.Labels.Process
 	}
 	b.c.User.M = &runtimeapi.ContainerUser{Linux: out.User}
+	if err := b.checkRestored(out.Spec); err != nil {
+		return err
+	}
 	if err := b.m.hooks.Inject(out.Spec, hooks.Container{
 		Annotations: b.c.Config.M.GetAnnotations(), HasBindMounts: len(b.c.Config.M.GetMounts()) > 0,
 	}); err != nil {

@@ -91,6 +91,7 @@ func (m *Manager) run(ctx context.Context, c *store.Container) (*life, error) {
 		return l, err
 	}
 	steps.Stage(ctx, "create task")
+	h.Runtime.RestoreFrom = c.RestoreFrom
 	pid, err := m.createTask(ctx, c, h.Runtime, rootfs, s.Paths())
 	if err != nil {
 		return l, err
@@ -100,8 +101,10 @@ func (m *Manager) run(ctx context.Context, c *store.Container) (*life, error) {
 	}
 	steps.Stage(ctx, "start process")
 	cgroup := cgroupOf(pid)
-	if _, err := m.deps.Containerd.StartProcess(ctx, containerd.Process{ContainerID: c.ID}); err != nil {
-		return l, err
+	if c.RestoreFrom == "" { // a restored one has been started by containerd
+		if _, err := m.deps.Containerd.StartProcess(ctx, containerd.Process{ContainerID: c.ID}); err != nil {
+			return l, err
+		}
 	}
 	steps.Stage(ctx, "commit")
 	running, err := m.deps.Store.Containers.Update(c.ID, func(c *store.Container) error {

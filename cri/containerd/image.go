@@ -15,6 +15,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/nodeagent/nodeagent/cri/checkpoint"
 )
 
 // ErrNotConnected is the fate of calls before Start.
@@ -39,6 +41,8 @@ type ImageInfo struct {
 	Size   int64
 	Config ocispec.Image
 	Layers []ocispec.Descriptor
+	// Checkpoint means that it holds a container's checkpoint.
+	Checkpoint bool
 }
 
 // ImageRecords lists all names.
@@ -132,6 +136,7 @@ func (c *Client) InspectImage(ctx context.Context, target ocispec.Descriptor) (I
 		ConfigDigest: manifest.Config.Digest,
 		Size:         target.Size + manifest.Config.Size,
 		Layers:       manifest.Layers,
+		Checkpoint:   manifest.Annotations[checkpoint.AnnotationName] != "",
 	}
 	if err := json.Unmarshal(blob, &info.Config); err != nil {
 		return ImageInfo{}, fmt.Errorf("decode config of image %s: %w", target.Digest, err)

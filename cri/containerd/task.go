@@ -18,7 +18,6 @@ import (
 	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/types/known/anypb"
 )
 
 // Streams are where a process's standard streams go: paths of FIFOs, or URIs
@@ -66,6 +65,10 @@ func (c *Client) CreateTask(ctx context.Context, id string, r Runtime, rootfs []
 	}
 	for _, m := range rootfs {
 		req.Rootfs = append(req.Rootfs, &types.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
+	}
+	if r.RestoreFrom != "" {
+		// A descriptor of no content: containerd takes the path from its annotation.
+		req.Checkpoint = &types.Descriptor{Annotations: map[string]string{"RestoreFromPath": r.RestoreFrom}}
 	}
 	resp, err := c.c.TaskService().Create(ctx, req)
 	for try := 1; shimEnded(err) && try < shimTries; try++ {
@@ -241,13 +244,4 @@ func taskState(p *task.Process) TaskState {
 		s.Exit = Exit{PID: p.Pid, Code: p.ExitStatus, At: p.ExitedAt.AsTime()}
 	}
 	return s
-}
-
-// CheckpointTask dumps a task's state into containerd's content store.
-func (c *Client) CheckpointTask(ctx context.Context, id string, options *anypb.Any) error {
-	_, err := c.c.TaskService().Checkpoint(ctx, &tasks.CheckpointTaskRequest{ContainerID: id, Options: options})
-	if err != nil {
-		return fmt.Errorf("checkpoint task %s: %w", id, errgrpc.ToNative(err))
-	}
-	return nil
 }

@@ -30,6 +30,8 @@ type Image struct {
 	// the names in containerd's image store.
 	Target ocispec.Descriptor
 	Name   string
+	// Checkpoint means that it holds a container's checkpoint.
+	Checkpoint bool
 	// Pinned images are not for garbage collection.
 	Pinned bool
 }

@@ -120,6 +120,7 @@ func (x *index) rebuild(config digest.Digest) {
 			img.Name, img.Target = name, e.rec.Target
 		}
 		img.ChainID, img.Size, img.Config = e.info.ChainID, e.info.Size, e.info.Config
+		img.Checkpoint = e.info.Checkpoint
 		img.Pinned = img.Pinned || e.rec.Labels[labelPinned] == pinned
 		x.refs[name] = id
 		tag, dgst := names(name, e.rec.Target.Digest)

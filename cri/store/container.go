@@ -64,6 +64,8 @@ type Container struct {
 	// Snapshotter and SnapshotKey name the root file system's writable layer.
 	Snapshotter string `json:"snapshotter,omitempty"`
 	SnapshotKey string `json:"snapshotKey,omitempty"`
+	// RestoreFrom is the directory of CRIU's images that the start goes on from; empty for a new process.
+	RestoreFrom string `json:"restoreFrom,omitempty"`
 	// LogPath is absolute; empty means that output is thrown away.
 	LogPath string `json:"logPath,omitempty"`
 	// CgroupsPath is the path below each hierarchy's root, or slice:prefix:name with systemd.
