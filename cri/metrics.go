@@ -17,6 +17,38 @@ type metrics struct {
 	stages *prometheus.HistogramVec
 }
 
+// registerPool registers the warm pool's metrics.
+func registerPool(r prometheus.Registerer, stats func() (size int, hits, misses uint64)) error {
+	if r == nil {
+		return nil
+	}
+	for _, c := range []prometheus.Collector{
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "nodeagent_cri_warm_sandboxes", Help: "Sandboxes that are made and wait for a pod.",
+		}, func() float64 {
+			size, _, _ := stats()
+			return float64(size)
+		}),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "nodeagent_cri_warm_hits_total", Help: "Pods of the usual kind that got a sandbox that was made ahead.",
+		}, func() float64 {
+			_, hits, _ := stats()
+			return float64(hits)
+		}),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "nodeagent_cri_warm_misses_total", Help: "Pods of the usual kind for which none was ready.",
+		}, func() float64 {
+			_, _, misses := stats()
+			return float64(misses)
+		}),
+	} {
+		if err := r.Register(c); err != nil {
+			return fmt.Errorf("register metrics of the warm pool: %w", err)
+		}
+	}
+	return nil
+}
+
 // stage records one stage of a call.
 func (m *metrics) stage(call, stage string, took time.Duration) {
 	m.stages.WithLabelValues(call, stage).Observe(took.Seconds())

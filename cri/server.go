@@ -151,10 +151,13 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Server, error) {
 		return nil, err
 	}
 	s.sandboxes, err = sandbox.New(ctx, cfg.Sandbox, sandbox.Deps{
-		Store: s.store, Network: deps.Network, Containers: s.containers, Volumes: s.images, Containerd: deps.Containerd,
+		Store: s.store, Network: deps.Network, Warm: warmer(deps.Network), Containers: s.containers, Volumes: s.images, Containerd: deps.Containerd,
 		Handler: s.handlers.get, Spec: common, Plugins: s.plugins, Notify: s.sandboxChanged, Shims: s.shims, Stages: stages, Log: deps.Log,
 	})
 	if err != nil {
+		return nil, err
+	}
+	if err := registerPool(deps.Metrics, s.sandboxes.PoolStats); err != nil {
 		return nil, err
 	}
 	if s.streams, err = stream.New(cfg.Stream, s.containers.Runtime()); err != nil {
@@ -319,3 +322,12 @@ func (s *Server) Stop(ctx context.Context) error {
 
 // stopPatience is how long calls may take to notice that the daemon stops.
 const stopPatience = 2 * time.Second
+
+// warmer is the network when it can be prepared ahead of pods; foreign ones cannot.
+func warmer(n Network) sandbox.Warmer {
+	w, ok := n.(sandbox.Warmer)
+	if !ok {
+		return nil
+	}
+	return w
+}

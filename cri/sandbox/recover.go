@@ -37,6 +37,7 @@ func (m *Manager) Recover(ctx context.Context) error {
 	}
 	errs = append(errs, m.prune("ns", dropNamespaces))
 	errs = append(errs, m.prune("sandboxes", func(p string) error { return Dir(p).remove() }))
+	errs = append(errs, m.recoverPool(ctx))
 	return errors.Join(errs...)
 }
 

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/nodeagent/nodeagent/cni/ipam"
 	"github.com/nodeagent/nodeagent/cri/nri"
 	"github.com/nodeagent/nodeagent/cri/steps"
 	"github.com/nodeagent/nodeagent/cri/store"
@@ -71,6 +72,7 @@ func (m *Manager) run(ctx context.Context, req request, h Handler) (string, erro
 	id := store.NewID()
 	ctx, end := m.deps.Stages.Time(ctx, "RunPodSandbox", id)
 	defer end()
+	defer m.pool.making()()
 	steps.Stage(ctx, "record intent")
 	flags := wanted(req.cfg.GetLinux().GetSecurityContext().GetNamespaceOptions())
 	sb := &store.Sandbox{
@@ -136,6 +138,8 @@ type building struct {
 
 	addrs []netip.Addr
 	pidns string
+	// slot is the place in the warm pool that the namespaces come from; "" when they were made.
+	slot string
 }
 
 // table is the construction of a sandbox. The record that says "creating" is
@@ -154,7 +158,7 @@ func (b *building) table() []steps.Step {
 		{
 			Name: "make namespaces",
 			Do:   b.makeNamespaces,
-			Undo: func(context.Context) error { return dropNamespaces(m.pins(id)) },
+			Undo: b.dropNamespaces,
 		},
 	}
 	if b.sb.NetworkUp {
@@ -211,10 +215,15 @@ func (b *building) makeNamespaces(context.Context) error {
 		return err
 	}
 	user := userNamespace(b.sb.NamespaceOptions())
+	if b.m.pool != nil && suits(b.sb, b.flags) {
+		if b.slot = b.m.pool.claim(b.m.pins(b.sb.ID)); b.slot != "" {
+			return inside(b.m.pins(b.sb.ID), unix.CLONE_NEWUTS, func() error { return setHostname(hostname) })
+		}
+	}
 	return makeNamespaces(b.m.pins(b.sb.ID), b.flags, user, func() error {
 		if b.flags&unix.CLONE_NEWUTS != 0 {
-			if err := unix.Sethostname([]byte(hostname)); err != nil {
-				return fmt.Errorf("set host name %q: %w", hostname, err)
+			if err := setHostname(hostname); err != nil {
+				return err
 			}
 		}
 		if b.flags&unix.CLONE_NEWNET != 0 {
@@ -229,6 +238,23 @@ func (b *building) makeNamespaces(context.Context) error {
 		}
 		return writeSysctls(b.m.sysctls(b.sb.Config.M, b.flags, user != nil))
 	})
+}
+
+func setHostname(name string) error {
+	if err := unix.Sethostname([]byte(name)); err != nil {
+		return fmt.Errorf("set host name %q: %w", name, err)
+	}
+	return nil
+}
+
+// dropNamespaces also gives back what the network knows of a slot that was
+// claimed and not attached; after a crash recoverPool does that.
+func (b *building) dropNamespaces(ctx context.Context) error {
+	var err error
+	if b.slot != "" {
+		err = b.m.pool.net.Detach(ctx, slotKey(b.slot))
+	}
+	return errors.Join(err, dropNamespaces(b.m.pins(b.sb.ID)))
 }
 
 // becomeOwner gives the calling thread, which is not used again, the user that
@@ -263,6 +289,10 @@ func (b *building) attachNetwork(ctx context.Context) error {
 		return err
 	}
 	res, err := b.m.deps.Network.Attach(ctx, req)
+	if errors.Is(err, ipam.ErrExhausted) && b.m.pool != nil && b.m.pool.dropAll(ctx) {
+		// What waits for a pod must not be what a pod waits for.
+		res, err = b.m.deps.Network.Attach(ctx, req)
+	}
 	if err != nil {
 		return err
 	}

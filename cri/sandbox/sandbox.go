@@ -44,6 +44,8 @@ type Config struct {
 	ShmSize int64 `yaml:"shmSize"`
 	// Sysctls are set in every pod network that is not the host's, before the pod's own.
 	Sysctls map[string]string `yaml:"sysctls"`
+	// WarmPool is how many sandboxes are at most made ahead of need; 0 makes none. How many it is depends on how many pods come.
+	WarmPool int `yaml:"warmPool"`
 	// CallTimeout bounds one call, also when its caller has given up.
 	CallTimeout time.Duration `yaml:"callTimeout"`
 }
@@ -86,6 +88,9 @@ func (c Config) Validate() error {
 	}
 	if c.ShmSize <= 0 {
 		errs = append(errs, fmt.Errorf("shmSize: %d is not positive", c.ShmSize))
+	}
+	if c.WarmPool < 0 {
+		errs = append(errs, fmt.Errorf("warmPool: %d is negative", c.WarmPool))
 	}
 	if c.CallTimeout <= 0 {
 		errs = append(errs, fmt.Errorf("callTimeout: %s is not positive", c.CallTimeout))
@@ -138,8 +143,10 @@ type Shims interface {
 
 // Deps are what the sandbox room needs of others.
 type Deps struct {
-	Store      *store.Store
-	Network    Network
+	Store   *store.Store
+	Network Network
+	// Warm is the network that can be prepared ahead, nil when it cannot.
+	Warm       Warmer
 	Containers Containers
 	Volumes    Volumes
 	Shims      Shims
@@ -167,6 +174,8 @@ type Manager struct {
 	ends  *flight.Group[struct{}]
 	locks *flight.Locks
 
+	pool *pool // nil without one
+
 	// background runs what outlives a call, under a context that ends with Close.
 	background func(fn func(ctx context.Context))
 	cancel     context.CancelFunc
@@ -191,6 +200,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Manager, error) {
 		cancel: cancel,
 	}
 	m.background = func(fn func(ctx context.Context)) { m.running.Go(func() { fn(base) }) }
+	m.pool = newPool(m)
 	return m, nil
 }
 

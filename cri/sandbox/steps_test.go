@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 
 	"go.etcd.io/bbolt"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/nodeagent/nodeagent/cni"
@@ -36,13 +38,40 @@ type network struct {
 	// mu guards attached.
 	mu       sync.Mutex
 	attached map[cni.Key]bool
-	detach   error // of the next Detach
+	detach   error              // of the next Detach
+	attach   error              // of the next Attach
+	warm     map[cni.Key]uint64 // the inodes of their namespaces
+}
+
+func (n *network) Warm(_ context.Context, k cni.Key, path string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil || !pinned(path) {
+		return fmt.Errorf("%s is no namespace: %w", path, errors.Join(err, os.ErrInvalid))
+	}
+	n.warm[k] = st.Ino
+	return nil
+}
+
+func (n *network) WarmSlots() []cni.Key {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Collect(maps.Keys(n.warm))
 }
 
 func (n *network) Attach(_ context.Context, r cni.Request) (*cni.Result, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if err := n.attach; err != nil {
+		n.attach = nil
+		return nil, err
+	}
 	n.attached[r.Key] = true
+	var st unix.Stat_t
+	if err := unix.Stat(r.NetNS, &st); err == nil {
+		maps.DeleteFunc(n.warm, func(_ cni.Key, ino uint64) bool { return ino == st.Ino }) // taken over
+	}
 	return &cni.Result{Key: r.Key, Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/32")}}, nil
 }
 
@@ -54,6 +83,7 @@ func (n *network) Detach(_ context.Context, k cni.Key) error {
 		return err
 	}
 	delete(n.attached, k)
+	delete(n.warm, k)
 	return nil
 }
 
@@ -75,12 +105,13 @@ type world struct {
 	db     *bbolt.DB
 	net    *network
 	m      *Manager
+	pool   int // Config.WarmPool
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	d := containerdtest.Start(t)
-	w := &world{t: t, dir: d.Dir, client: d.Client(t), net: &network{attached: map[cni.Key]bool{}}}
+	w := &world{t: t, dir: d.Dir, client: d.Client(t), net: &network{attached: map[cni.Key]bool{}, warm: map[cni.Key]uint64{}}}
 	db, err := bbolt.Open(filepath.Join(d.Dir, "state.db"), 0o600, &bbolt.Options{NoSync: true, Timeout: time.Second})
 	if err != nil {
 		t.Fatal(err)
@@ -111,9 +142,10 @@ func (w *world) restart() {
 		w.t.Fatal(err)
 	}
 	cfg := Default()
+	cfg.WarmPool = w.pool
 	cfg.StateDir, cfg.RootDir = filepath.Join(w.dir, "na"), filepath.Join(w.dir, "lib")
 	w.m, err = New(w.t.Context(), cfg, Deps{
-		Shims: noShims{},
+		Shims: noShims{}, Warm: w.net,
 		Store: st, Network: w.net, Containers: none{}, Volumes: none{}, Containerd: w.client,
 		Handler: func(string) (Handler, error) {
 			return Handler{Runtime: containerd.Runtime{Type: containerd.RuncType}}, nil
