@@ -37,6 +37,7 @@ func (s *node) NodeGetCapabilities(context.Context, *csipb.NodeGetCapabilitiesRe
 		csipb.NodeServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
 		csipb.NodeServiceCapability_RPC_GET_VOLUME_HEALTH,
 		csipb.NodeServiceCapability_RPC_GET_STORAGE_HEALTH,
+		csipb.NodeServiceCapability_RPC_VOLUME_MOUNT_GROUP,
 	} {
 		out.Capabilities = append(out.Capabilities, &csipb.NodeServiceCapability{
 			Type: &csipb.NodeServiceCapability_Rpc{Rpc: &csipb.NodeServiceCapability_RPC{Type: t}},

@@ -4,6 +4,7 @@ package volume
 
 import (
 	"fmt"
+	"strconv"
 
 	"github.com/nodeagent/nodeagent/csi/backend"
 	"github.com/nodeagent/nodeagent/csi/mount"
@@ -46,8 +47,8 @@ type Capability struct {
 	FSType string
 	// Flags are mount options as in fstab. They may hold secrets: never log them.
 	Flags []string
-	// Group is a gid that shall own the volume's root, when the caller delegates
-	// that; empty otherwise.
+	// Group is a gid, in decimal, that the volume's contents are given to; empty
+	// leaves them as they are.
 	Group string
 	Mode  AccessMode
 }
@@ -66,7 +67,19 @@ func (c Capability) check() error {
 	if _, err := mount.ParseOptions(c.Flags); err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
+	if c.Group != "" {
+		_, err := c.gid()
+		return err
+	}
 	return nil
+}
+
+func (c Capability) gid() (int, error) {
+	n, err := strconv.ParseUint(c.Group, 10, 31)
+	if err != nil {
+		return 0, fmt.Errorf("%w: volume mount group %q is not a group id", ErrInvalid, c.Group)
+	}
+	return int(n), nil
 }
 
 // nativeFS are types that a backend brings itself.

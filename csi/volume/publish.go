@@ -155,6 +155,7 @@ func (m *Manager) publish(ctx context.Context, o *object, req PublishRequest) er
 			name: "make target", do: func(context.Context) error { return makeTarget(req.Target, req.Capability.Block) },
 			undo: func(context.Context) error { return mount.Clear(req.Target) },
 		},
+		{name: "give to group", do: func(ctx context.Context) error { return m.giveGroup(ctx, o, req) }},
 		{name: "bind", do: func(context.Context) error {
 			flags, err := mount.ParseOptions(req.Capability.Flags)
 			if err != nil {
@@ -167,6 +168,26 @@ func (m *Manager) publish(ctx context.Context, o *object, req PublishRequest) er
 			return nil
 		}},
 	})
+}
+
+// giveGroup does for a pod's group what the kubelet otherwise does: the volume's
+// contents become the group's, unless the volume's root says that they are.
+func (m *Manager) giveGroup(ctx context.Context, o *object, req PublishRequest) error {
+	if req.Capability.Block || req.Capability.Group == "" || req.args().ReadOnly {
+		return nil
+	}
+	gid, err := req.Capability.gid()
+	if err != nil {
+		return err
+	}
+	at, err := mount.At(req.Staging)
+	if err != nil {
+		return err
+	}
+	if f, err := o.pool.ready(); err != nil || f.ReadOnly || at.ReadOnly {
+		return err
+	}
+	return m.spaceError(mount.GiveGroup(ctx, req.Staging, gid))
 }
 
 // publishSource is the staged directory, or the device: a second, read-only one

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 
 	"github.com/nodeagent/nodeagent/csi/backend"
 	"github.com/nodeagent/nodeagent/csi/mount"
@@ -22,7 +21,7 @@ type StageRequest struct {
 
 func (r StageRequest) args() stageArgs {
 	c := r.Capability
-	return stageArgs{Block: c.Block, FSType: c.FSType, Flags: c.Flags, Group: c.Group, Reader: c.Mode.readsOnly()}
+	return stageArgs{Block: c.Block, FSType: c.FSType, Flags: c.Flags, Reader: c.Mode.readsOnly()}
 }
 
 // Stage attaches the volume and, unless it is used as a raw block device, mounts
@@ -373,11 +372,11 @@ const ownedName = "owned"
 func (m *Manager) own(o *object, req StageRequest) error {
 	gid := o.rec.Params.GID
 	if req.Capability.Group != "" {
-		n, err := strconv.ParseUint(req.Capability.Group, 10, 31)
+		n, err := req.Capability.gid()
 		if err != nil {
-			return fmt.Errorf("%w: volume mount group %q is not a group id", ErrInvalid, req.Capability.Group)
+			return err
 		}
-		gid = int(n)
+		gid = n
 	}
 	f, err := o.pool.ready()
 	if err != nil || f.ReadOnly {

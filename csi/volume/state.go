@@ -26,18 +26,18 @@ type attachState struct {
 	Frozen string `json:"frozen,omitempty"`
 }
 
-// stageArgs are what decides whether two Stage calls are the same.
+// stageArgs are what decides whether two Stage calls are the same. The group is not
+// among them: pods of several groups may share a volume, and each publish gives it.
 type stageArgs struct {
 	Block  bool     `json:"block,omitempty"`
 	FSType string   `json:"fsType,omitempty"`
 	Flags  []string `json:"flags,omitempty"`
-	Group  string   `json:"group,omitempty"`
 	// Reader says the access mode only reads.
 	Reader bool `json:"reader,omitempty"`
 }
 
 func (a stageArgs) equal(b stageArgs) bool {
-	return a.Block == b.Block && a.FSType == b.FSType && slices.Equal(a.Flags, b.Flags) && a.Group == b.Group && a.Reader == b.Reader
+	return a.Block == b.Block && a.FSType == b.FSType && slices.Equal(a.Flags, b.Flags) && a.Reader == b.Reader
 }
 
 // targetArgs are what decides whether two Publish calls are the same.
