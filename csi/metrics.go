@@ -23,6 +23,10 @@ type metrics struct {
 	volumeBytes *prometheus.Desc
 	objects     *prometheus.Desc
 	unhealthy   *prometheus.Desc
+	ioSeconds   *prometheus.Desc
+	ioBytes     *prometheus.Desc
+	used        *prometheus.Desc
+	inodes      *prometheus.Desc
 }
 
 var _ prometheus.Collector = (*metrics)(nil)
@@ -38,6 +42,11 @@ func newMetrics(v *volume.Manager) *metrics {
 		volumeBytes: prometheus.NewDesc("nodeagent_csi_volume_bytes", "Size promised to a volume.", []string{"volume", "pool", "namespace", "claim"}, nil),
 		objects:     prometheus.NewDesc("nodeagent_csi_objects", "Number of volumes and snapshots.", []string{"kind"}, nil),
 		unhealthy:   prometheus.NewDesc("nodeagent_csi_volume_unhealthy", "A condition of a volume.", []string{"volume", "status", "reason"}, nil),
+		ioSeconds: prometheus.NewDesc("nodeagent_csi_volume_io_seconds",
+			"Time of requests on an attached volume's device, each counted with the mean of its five seconds; op is read, write or flush.", []string{"volume", "op"}, nil),
+		ioBytes: prometheus.NewDesc("nodeagent_csi_volume_io_bytes_total", "Bytes read from and written to an attached volume's device.", []string{"volume", "op"}, nil),
+		used:    prometheus.NewDesc("nodeagent_csi_volume_used_bytes", "Bytes that an attached volume's file system holds.", []string{"volume"}, nil),
+		inodes:  prometheus.NewDesc("nodeagent_csi_volume_inodes_used", "Inodes in use of an attached volume's file system, if it counts them.", []string{"volume"}, nil),
 	}
 }
 
@@ -48,7 +57,7 @@ func (m *metrics) observe(method string, code codes.Code, took time.Duration) {
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	m.calls.Describe(ch)
-	for _, d := range []*prometheus.Desc{m.poolBytes, m.poolReady, m.volumeBytes, m.objects, m.unhealthy} {
+	for _, d := range []*prometheus.Desc{m.poolBytes, m.poolReady, m.volumeBytes, m.objects, m.unhealthy, m.ioSeconds, m.ioBytes, m.used, m.inodes} {
 		ch <- d
 	}
 }
@@ -74,6 +83,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 			gauge(m.poolBytes, float64(n), p.Name, what)
 		}
 	}
+	m.collectUse(ctx, ch)
 	volumes := m.volumes.List()
 	gauge(m.objects, float64(len(volumes)), string(volume.KindVolume))
 	gauge(m.objects, float64(len(m.volumes.Snapshots())), string(volume.KindSnapshot))
@@ -85,6 +95,28 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		}
 		for _, c := range conds {
 			gauge(m.unhealthy, 1, v.ID, string(c.Type), c.Reason)
+		}
+	}
+}
+
+// collectUse tells of attached volumes only, so that its size is bounded by them.
+func (m *metrics) collectUse(ctx context.Context, ch chan<- prometheus.Metric) {
+	for id, all := range m.volumes.IO() {
+		for _, io := range all {
+			buckets := map[float64]uint64{}
+			for i, bound := range volume.LatencyBounds() {
+				buckets[bound] = io.Buckets[i]
+			}
+			ch <- prometheus.MustNewConstHistogram(m.ioSeconds, io.Count, io.Time.Seconds(), buckets, id, io.Op)
+			if io.Op != "flush" {
+				ch <- prometheus.MustNewConstMetric(m.ioBytes, prometheus.CounterValue, float64(io.Bytes), id, io.Op)
+			}
+		}
+	}
+	for id, s := range m.volumes.Fill(ctx) {
+		ch <- prometheus.MustNewConstMetric(m.used, prometheus.GaugeValue, float64(s.Used), id)
+		if s.Inodes > 0 {
+			ch <- prometheus.MustNewConstMetric(m.inodes, prometheus.GaugeValue, float64(s.InodesUsed), id)
 		}
 	}
 }

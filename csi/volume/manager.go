@@ -54,6 +54,7 @@ type Manager struct {
 	locks *locks
 	pools map[string]*pool // fixed after New
 	state *stateStore
+	io    *ioMeter
 
 	// mu guards the fields below
 	mu      sync.Mutex
@@ -74,7 +75,7 @@ func New(cfg Config, deps Deps) (*Manager, error) {
 	}
 	m := &Manager{
 		cfg: cfg, deps: deps, log: deps.Log, locks: newLocks(lockWait), pools: map[string]*pool{},
-		state: &stateStore{db: deps.DB}, objects: map[string]*object{}, faults: map[string]map[string]Condition{},
+		state: &stateStore{db: deps.DB}, io: newIOMeter(), objects: map[string]*object{}, faults: map[string]map[string]Condition{},
 	}
 	for _, pc := range cfg.Pools {
 		be, err := newBackend(pc)
@@ -115,6 +116,7 @@ func (m *Manager) Start(ctx context.Context) error {
 	m.mu.Unlock()
 	m.background.Go(func() { m.retryPools(run) })
 	m.background.Go(func() { m.keepLimits(run) })
+	m.background.Go(func() { m.keepMeter(run) })
 	return nil
 }
 
@@ -222,6 +224,7 @@ func (m *Manager) drop(id string) {
 	defer m.mu.Unlock()
 	delete(m.objects, id)
 	delete(m.faults, id)
+	m.io.forget(id)
 }
 
 // find returns a usable object of this kind. What is not in the index is "not

@@ -197,6 +197,7 @@ func (m *Manager) stage(ctx context.Context, o *object, req StageRequest) error 
 		}},
 		{name: "attach", do: func(ctx context.Context) (err error) {
 			att, err = o.pool.be.Attach(ctx, obj, backend.AttachOptions{Transient: !req.Capability.Block})
+			m.io.follow(req.ID, att)
 			return m.spaceError(err)
 		}, undo: func(ctx context.Context) error {
 			att.Release()

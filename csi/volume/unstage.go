@@ -50,6 +50,9 @@ func (m *Manager) Unstage(ctx context.Context, id, path string) error {
 		// Kept staged in the record, so that a retry comes back here.
 		return errors.Join(fmt.Errorf("unstage %s: %w", id, err), m.state.update(id, func(s *attachState) { s.Staged[path] = args }))
 	}
+	if len(st.Staged) <= 1 {
+		m.io.forget(id)
+	}
 	return nil
 }
 
