@@ -67,6 +67,8 @@ func snapshotParameters(in map[string]string) (freeze bool, err error) {
 	for _, k := range sortedKeys(in) {
 		switch {
 		case strings.HasPrefix(k, labelPrefix):
+		case k == "deletionPolicy" && (in[k] == "Delete" || in[k] == "Retain"):
+			// A field of the class, which Kubernetes' own tests repeat here.
 		case k == ParamFreeze && (in[k] == "auto" || in[k] == "never"):
 			freeze = in[k] == "auto"
 		case k == ParamFreeze:
