@@ -202,16 +202,26 @@ func LoopAt(n int) (*Loop, error) {
 }
 
 // Loops lists every attached loop device of the machine, whoever owns it.
-func Loops() ([]*Loop, error) {
-	dirs, err := filepath.Glob("/sys/block/loop*/loop")
+func Loops() ([]*Loop, error) { return loops("") }
+
+// loops lists those whose backing file has the hint in its path. Only they are opened:
+// to open a device waits for whoever is at work on it, and makes its owner's detach wait.
+func loops(hint string) ([]*Loop, error) {
+	files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	if err != nil {
 		return nil, err
 	}
-	out := make([]*Loop, 0, len(dirs))
-	for _, d := range dirs {
-		n, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(filepath.Dir(d)), "loop"))
+	var out []*Loop
+	for _, file := range files {
+		n, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(filepath.Dir(filepath.Dir(file))), "loop"))
 		if err != nil {
 			continue
+		}
+		if hint != "" {
+			backing, err := os.ReadFile(file)
+			if err != nil || !strings.Contains(string(backing), hint) {
+				continue
+			}
 		}
 		l, err := LoopAt(n)
 		if err != nil { // gone between the listing and the look
@@ -222,9 +232,11 @@ func Loops() ([]*Loop, error) {
 	return out, nil
 }
 
-// LoopsOf lists the loop devices bound to the file with this identity.
-func LoopsOf(id FileID) ([]*Loop, error) {
-	all, err := Loops()
+// LoopsOf lists the loop devices bound to the file with this identity. The hint is a part
+// of the file's path that stays the same whatever it is moved or bound to, its
+// directory's name for example; empty looks at every device of the machine.
+func LoopsOf(id FileID, hint string) ([]*Loop, error) {
+	all, err := loops(hint)
 	if err != nil {
 		return nil, err
 	}

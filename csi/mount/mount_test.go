@@ -236,7 +236,7 @@ func TestRootReflinkKeepsDirectIO(t *testing.T) {
 	if err := mount.DetachLoop(ctx, l); err != nil {
 		t.Error(err)
 	}
-	if left, err := mount.LoopsOf(l.Backing); err != nil || len(left) != 0 {
+	if left, err := mount.LoopsOf(l.Backing, ""); err != nil || len(left) != 0 {
 		t.Errorf("after detach: %d loops, %v", len(left), err)
 	}
 }

@@ -311,7 +311,7 @@ func TestRootLostLoop(t *testing.T) {
 	req := StageRequest{ID: v.ID, Path: stage, Capability: raw}
 	w.ok(w.m.Stage(ctx, req))
 	id := must[mount.FileID](t)(mount.StatFileID(filepath.Join(w.cfg.Pools[0].Path, dirVolumes, v.ID, "data.img")))
-	loops := must[[]*mount.Loop](t)(mount.LoopsOf(id))
+	loops := must[[]*mount.Loop](t)(mount.LoopsOf(id, ""))
 	w.ok(mount.DetachLoop(ctx, loops[0]))
 	if h := must[[]Condition](t)(w.m.Health(ctx, v.ID)); len(h) != 1 || h[0].Reason != "DeviceLost" {
 		t.Errorf("health: %+v", h)

@@ -59,7 +59,7 @@ func (b *Backend) loops(obj backend.Object) ([]*mount.Loop, error) {
 	if err != nil {
 		return nil, err
 	}
-	return mount.LoopsOf(id)
+	return mount.LoopsOf(id, obj.ID) // the directory is named by the id in each of its places
 }
 
 // Attached lists the image's loop devices.
