@@ -48,7 +48,7 @@ lint: ## run the linters
 	cd tests/e2e && golangci-lint run --allow-parallel-runners --config ../../.golangci.yml ./...
 
 .PHONY: test
-test: deps check-generate lint test-unit test-root test-e2e ## run every test, after what they need is there
+test: deps check-generate lint test-unit test-root test-e2e test-conformance ## run every test, after what they need is there
 
 .PHONY: test-unit
 test-unit: ## run the tests that need no root
@@ -63,6 +63,15 @@ test-root: ## run the tests that need root, each in namespaces of its own
 test-e2e: build ## run the black-box tests on a real one-node cluster (root)
 	@$(HARNESS)
 	cd tests/e2e && go test -timeout 20m $(if $(RUN),-run '$(RUN)') -v ./...
+
+# What Kubernetes' own tests say within minutes: all of the network's, and the node's that do not wait for the clock.
+QUICK = \[sig-network\].*\[Conformance\]|\[sig-node\] (Downward|Containers|Variable|Security|Sysctls|ConfigMap|Secrets|Ephemeral|RuntimeClass|ImageVolume).*\[Conformance\]
+
+.PHONY: test-conformance
+test-conformance: build ## run the quick part of Kubernetes' conformance tests (root)
+	@tools/deps.sh ginkgo e2e.test
+	@$(HARNESS)
+	bin/cluster conformance --focus '$(QUICK)' --skip '\[Slow\]' --procs 3
 
 .PHONY: test-kernels
 test-kernels: ## run the data path's root tests on Linux 6.1, the oldest we promise, in an emulated machine (KERNELS="6.1 6.12" RUN= VERBOSE=1)

@@ -16,25 +16,28 @@ import (
 
 const testImages = "registry.k8s.io/e2e-test-images/"
 
-// conformanceImages stand in for those of Kubernetes' own tests: cmd/web is their sh, their
+// conformanceImages stand in for those of Kubernetes' own tests: cmd/web is the sh of most, their
 // nmeter and their set-user-id program, and one test reads os-release.
 func (c *Cluster) conformanceImages(ctx context.Context, applets map[string]string) ([]image, error) {
 	links := maps.Clone(applets)
 	delete(links, "bin/sh")
 	delete(links, "bin/bash")
-	links["bin/nmeter"] = "sh"
 	texts := maps.Clone(accounts)
+	texts["etc/passwd"] += "user-defined-in-image:x:1000:1000::/home:/bin/sh\n"
+	texts["etc/group"] += "group-defined-in-image:x:50000:user-defined-in-image\n"
 	texts["etc/os-release"] = "NAME=\"Alpine Linux\"\nID=alpine\n"
 	texts["www/index.html"] = "<title>Welcome to nginx!</title>\n"
 	texts["data.json"] = "{\"image\": \"kitten.jpg\"}\n"
-	base := map[string]string{"bin/busybox": busyboxPath, "bin/bash": "/bin/bash-static", "bin/sh": filepath.Join(c.Bin, "web")}
+	web := filepath.Join(c.Bin, "web")
+	base := map[string]string{"bin/busybox": busyboxPath, "bin/bash": "/bin/bash-static", "bin/sh": web}
 	nnp := maps.Clone(base)
-	nnp["nnp"] = filepath.Join(c.Bin, "web")
+	nnp["nnp"] = web
 	serve := []string{"/bin/httpd", "-f", "-p", "80", "-h", "/www"}
 	agnhost, err := c.networkImages(ctx, base, links, texts)
 	if err != nil {
 		return nil, err
 	}
+	links["bin/nmeter"] = "sh"
 	return append(agnhost, []image{
 		{refs: []string{"registry.k8s.io/pause:3.10.2"}, files: map[string]string{"pause": c.tool("pause")}, entrypoint: []string{"/pause"}, user: "65535:65535"},
 		{refs: []string{testImages + "busybox:1.37.0-2", testImages + "busybox:1.36.1-1"}, files: base, links: links, texts: texts, cmd: []string{"sh"}},
@@ -47,12 +50,13 @@ func (c *Cluster) conformanceImages(ctx context.Context, applets map[string]stri
 }
 
 // networkImages are those with the machine's own tools of the network, for busybox has no curl or
-// dig, and its own nc and ip.
+// dig, its own nc and ip, and a wget that crashes with a timeout (Debian's 1.35, static).
 func (c *Cluster) networkImages(ctx context.Context, base, links, texts map[string]string) ([]image, error) {
 	files, links := maps.Clone(base), maps.Clone(links)
+	files["bin/sh"] = files["bin/bash"] // busybox's prefers its own nc
 	for path, program := range map[string]string{
 		"bin/curl": "/usr/bin/curl", "bin/nc": "/bin/nc.openbsd", "bin/ip": "/sbin/ip",
-		"bin/dig": "/usr/bin/dig", "bin/getent": "/usr/bin/getent",
+		"bin/dig": "/usr/bin/dig", "bin/getent": "/usr/bin/getent", "bin/wget": "/usr/bin/wget",
 	} {
 		delete(links, path)
 		if err := dynamic(ctx, files, path, program); err != nil {
