@@ -56,14 +56,14 @@ func key(a netip.Addr) DatapathAddr { return DatapathAddr{B: a.As16()} }
 
 func swap(p uint16) uint16 { return bits.ReverseBytes16(p) }
 
-func newNetLab(t *testing.T) *netLab {
-	t.Helper()
-	objs := load(t, 1)
+func newNetLab(tb testing.TB) *netLab {
+	tb.Helper()
+	objs := load(tb, 1)
 	runtime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	n := &netLab{TB: t, objs: objs}
+	n := &netLab{TB: tb, objs: objs}
 	out, err := exec.Command("sh", "-ec", `
 		ip link set lo up
 		for i in a b; do ip link add v$i type veth peer name p$i; ip link set v$i up; done
@@ -73,14 +73,14 @@ func newNetLab(t *testing.T) *netLab {
 		ip route add default via 192.0.2.254; ip -6 route add default via 2001:db8:1::fe
 		echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding`).CombinedOutput()
 	if err != nil {
-		t.Fatalf("%v: %s", err, out)
+		tb.Fatalf("%v: %s", err, out)
 	}
 	out, err = exec.Command("sh", "-ec", "for i in va vb eth0; do ip -o link show $i | cut -d: -f1; done").Output()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if _, err := fmt.Sscan(string(out), &n.podA, &n.podB, &n.up); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	for f := range 2 {
 		n.put(objs.Eps, key(podA.at(f)), DatapathEndpoint{Ifindex: n.podA})

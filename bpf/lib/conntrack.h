@@ -151,7 +151,10 @@ static __always_inline bool ct_outlived(const struct ct_value *v, const struct p
 {
 	if (pkt->reply || pkt->related || !ct_opens(pkt))
 		return false;
-	return v->flags & CT_SECONDARY || (pkt->t.proto == PROTO_TCP && v->flags & CT_CLOSING);
+	/* Only a pod is known to own the tuple that it sends. */
+	if (v->flags & CT_SECONDARY)
+		return pkt->hook == HOOK_POD;
+	return pkt->t.proto == PROTO_TCP && v->flags & CT_CLOSING;
 }
 
 /* Rare: without its other record a translated flow would be answered wrongly. */

@@ -40,6 +40,9 @@ static __always_inline void *express_ip(struct __sk_buff *skb, struct tuple *t)
 		return NULL;
 	addr_from6(&t->src, ip6->src);
 	addr_from6(&t->dst, ip6->dst);
+	/* Would be mistaken for IPv4: parse drops it. */
+	if (addr_is4(&t->src))
+		return NULL;
 	t->proto = ip6->next;
 	return data + ETH_LEN + IP6_LEN;
 }
