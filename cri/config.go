@@ -42,6 +42,8 @@ type Config struct {
 	Image     image.Config     `yaml:"image"`
 	Stream    stream.Config    `yaml:"stream"`
 	Stats     stats.Config     `yaml:"stats"`
+	// Policy is the administrator's defaults for all containers.
+	Policy Policy `yaml:"policy"`
 	// NRI is the plugins' interface.
 	NRI nri.Config `yaml:"nri"`
 }
@@ -130,7 +132,8 @@ func (c Config) Validate() error {
 	}
 	errs = append(errs, within("sandbox", c.Sandbox.Validate()), within("container", c.Container.Validate()),
 		within("image", c.Image.Validate()), within("stream", c.Stream.Validate()),
-		within("stats", c.Stats.Validate()), within("nri", c.NRI.Validate()))
+		within("stats", c.Stats.Validate()), within("nri", c.NRI.Validate()),
+		within("policy", c.Policy.Validate()))
 	return errors.Join(errs...)
 }
 

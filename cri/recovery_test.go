@@ -13,6 +13,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/nodeagent/nodeagent/cni"
 )
 
 func TestRootDaemonRestart(t *testing.T) {
@@ -30,6 +32,10 @@ func TestRootDaemonRestart(t *testing.T) {
 	}
 	root := fmt.Sprintf("/proc/%s/root", r.pid(ends))
 	r.stop()
+	stray := cni.Request{Key: cni.Key{ContainerID: "stray", IfName: "eth0"}}
+	if _, err := r.net.Attach(t.Context(), stray); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.WriteFile(filepath.Join(root, "data/go"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -38,6 +44,9 @@ func TestRootDaemonRestart(t *testing.T) {
 		return err != nil
 	})
 	r.start()
+	if n := r.net.size(); n != 1 {
+		t.Errorf("%d attachments for one sandbox", n)
+	}
 	if st := r.exited(ends); st.ExitCode != 42 {
 		t.Errorf("an exit while the daemon was away: %v", st)
 	}
@@ -75,6 +84,16 @@ func (r *rig) pid(id string) string {
 	return fmt.Sprint(task.PID)
 }
 
+// creating are the directories of containers that are being made or known.
+func (r *rig) creating() []string {
+	r.t.Helper()
+	all, err := filepath.Glob(filepath.Join(r.cfg.Sandbox.StateDir, "sandboxes", "*", "containers", "*"))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return all
+}
+
 func TestRootContainerdRestart(t *testing.T) {
 	r := newRig(t)
 	pod := r.pod("steady")
@@ -93,7 +112,16 @@ func TestRootContainerdRestart(t *testing.T) {
 	if st := r.status(run); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		t.Errorf("without containerd: %v", st)
 	}
+	asked := make(chan error, 1)
+	go func() { // what comes while containerd is away waits for it
+		_, err := r.rt.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: sb, Config: r.shell("meanwhile", "true"), SandboxConfig: pod})
+		asked <- err
+	}()
+	r.eventually("the call waits", func() bool { return len(r.creating()) == 3 })
 	r.daemon.Run(t)
+	if err := <-asked; err != nil {
+		t.Errorf("a call while containerd was away: %v", err)
+	}
 	if st := r.exited(ends); st.ExitCode != 42 {
 		t.Errorf("an exit while containerd was away: %v", st)
 	}

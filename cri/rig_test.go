@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -82,6 +83,17 @@ func (n *network) SetPodCIDRs(_ context.Context, cidrs []netip.Prefix) error {
 	defer n.mu.Unlock()
 	n.cidrs = cidrs
 	return nil
+}
+
+func (n *network) Collect(_ context.Context, keys []cni.Key) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for k := range n.attached {
+		if !slices.Contains(keys, k) {
+			delete(n.attached, k)
+		}
+	}
+	return n.fail("collect")
 }
 
 func (n *network) size() int {

@@ -30,6 +30,7 @@ import (
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/nodeagent/nodeagent/cni"
 	"github.com/nodeagent/nodeagent/cri/container"
 	"github.com/nodeagent/nodeagent/cri/containerd"
 	"github.com/nodeagent/nodeagent/cri/image"
@@ -48,6 +49,9 @@ type Network interface {
 	sandbox.Network
 	// SetPodCIDRs takes the node's ranges as the kubelet was given them.
 	SetPodCIDRs(ctx context.Context, cidrs []netip.Prefix) error
+	// Collect detaches whatever was attached for the CRI and is not among the keys;
+	// nothing is attached or detached meanwhile.
+	Collect(ctx context.Context, keys []cni.Key) error
 }
 
 // Deps are what the CRI room needs of others; all are needed unless said otherwise.
@@ -60,8 +64,6 @@ type Deps struct {
 	Metrics prometheus.Registerer
 	// Version is the daemon's, without a leading v.
 	Version string
-	// Policy is the administrator's defaults for all containers.
-	Policy spec.Policy
 	// CDI may be nil; then a request for a CDI device is refused.
 	CDI spec.CDI
 }
@@ -133,7 +135,11 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	common := spec.Input{Host: host, Policy: deps.Policy, System: spec.NewSystem(), CDI: deps.CDI}
+	policy, err := cfg.Policy.policy()
+	if err != nil {
+		return nil, err
+	}
+	common := spec.Input{Host: host, Policy: policy, System: spec.NewSystem(), CDI: deps.CDI}
 	s.containers, err = container.New(ctx, cfg.Container, container.Deps{
 		Store: s.store, Containerd: deps.Containerd, Images: imageFinder{s.images, deps.Containerd},
 		Streams: shim.Opener{
@@ -267,6 +273,9 @@ func (s *Server) recoverOnce(ctx context.Context) error {
 		return errors.Join(err, s.images.Stop(ctx))
 	case err != nil:
 		s.deps.Log.WarnContext(ctx, "leftovers of sandboxes stay", "err", err)
+	}
+	if err := s.deps.Network.Collect(ctx, s.sandboxes.Attachments()); err != nil {
+		s.deps.Log.WarnContext(ctx, "attachments without a sandbox stay", "err", err)
 	}
 	// Without plugins that the administrator wants there pods must not start.
 	if err := s.plugins.Start(ctx); err != nil {

@@ -56,7 +56,7 @@ func (g *graph) addCRI(ctx context.Context) error {
 func (g *graph) podNetwork() (cri.Network, error) {
 	cfg := g.cfg.Network
 	if g.network != nil && !cfg.Chain.Enabled {
-		return g.network, nil
+		return ownNetwork{g.network}, nil
 	}
 	deps := chain.Deps{DB: g.db, Log: g.log}
 	if g.network != nil {
@@ -69,6 +69,14 @@ func (g *graph) podNetwork() (cri.Network, error) {
 	g.add("cni chain", c.Start, nil)
 	g.health.check("cni chain", c.Status)
 	return chainNetwork{c, g.network}, nil
+}
+
+// ownNetwork is our own network as the CRI uses it.
+type ownNetwork struct{ *cni.Network }
+
+// Collect keeps the slots that wait for a pod.
+func (n ownNetwork) Collect(ctx context.Context, keys []cni.Key) error {
+	return n.Network.Collect(ctx, "", append(keys, n.WarmSlots()...))
 }
 
 // chainNetwork is a chain that hands the node's ranges to our own network.
@@ -84,6 +92,14 @@ func (n chainNetwork) SetPodCIDRs(ctx context.Context, cidrs []netip.Prefix) err
 		return nil
 	}
 	return n.own.SetPodCIDRs(ctx, cidrs)
+}
+
+// Collect keeps our own network's slots that wait for a pod.
+func (n chainNetwork) Collect(ctx context.Context, keys []cni.Key) error {
+	if n.own != nil {
+		keys = append(keys, n.own.WarmSlots()...)
+	}
+	return n.Chain.Collect(ctx, keys)
 }
 
 // errRecovering says that the CRI still compares its records with containerd.

@@ -117,7 +117,8 @@ var ErrTooOld = errors.New("containerd is too old")
 // or is older than MinVersion.
 func (c *Client) Start(ctx context.Context) error {
 	cc, err := client.New(c.cfg.Address,
-		client.WithDefaultNamespace(Namespace), client.WithTimeout(c.cfg.DialTimeout))
+		client.WithDefaultNamespace(Namespace), client.WithTimeout(c.cfg.DialTimeout),
+		client.WithExtraDialOpts(dialOptions()))
 	if err != nil {
 		return fmt.Errorf("connect to containerd at %s: %w", c.cfg.Address, err)
 	}

@@ -28,6 +28,15 @@ type Network interface {
 	Status(ctx context.Context) error
 }
 
+// Attachments are the keys of all sandboxes that may be attached.
+func (m *Manager) Attachments() []cni.Key {
+	var keys []cni.Key
+	for _, sb := range m.deps.Store.Sandboxes.Select(func(s *store.Sandbox) bool { return s.NetworkUp }) {
+		keys = append(keys, cni.Key{ContainerID: sb.ID, IfName: ifName})
+	}
+	return keys
+}
+
 // Annotations by which a pod asks for a limit of its bandwidth.
 const (
 	annotationIngress = "kubernetes.io/ingress-bandwidth"
@@ -45,6 +54,10 @@ func networkRequest(sb *store.Sandbox) (cni.Request, error) {
 			Namespace: md.GetNamespace(), Name: md.GetName(), UID: md.GetUid(),
 			Labels: cfg.GetLabels(), Annotations: cfg.GetAnnotations(),
 		},
+		DNS: cni.DNS{
+			Servers: cfg.GetDnsConfig().GetServers(), Searches: cfg.GetDnsConfig().GetSearches(), Options: cfg.GetDnsConfig().GetOptions(),
+		},
+		CgroupPath: cfg.GetLinux().GetCgroupParent(),
 	}
 	for i, p := range cfg.GetPortMappings() {
 		m, ok, err := portMapping(p)
