@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 
@@ -70,6 +71,48 @@ func TestRootRepeatsAndReplacements(t *testing.T) {
 	if n := len(l.net.Leases()); n != 2 {
 		t.Errorf("%d leases, want 2", n)
 	}
+}
+
+// TestRootSecondInterface: what is added to a pod that has its way out already
+// leaves that to the first interface, also when the MTU changes.
+func TestRootSecondInterface(t *testing.T) {
+	l := newLab(t, func(c *Config) { c.MTU = 1400 })
+	first, pod := l.attach("pod")
+	req := Request{Key: Key{ContainerID: first.ContainerID, IfName: "net1"}, NetNS: pod}
+	if _, err := l.net.Attach(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	ways := func() (out []string) {
+		netnstest.Do(t, pod, func() error {
+			for _, to := range []string{"192.0.2.99", "2001:db8:99::1"} {
+				routes, err := netlink.RouteGet(net.ParseIP(to))
+				if err != nil {
+					return err
+				}
+				link, err := netlink.LinkByIndex(routes[0].LinkIndex)
+				if err != nil {
+					return err
+				}
+				out = append(out, link.Attrs().Name)
+			}
+			return nil
+		})
+		return out
+	}
+	check := func(when string) {
+		t.Helper()
+		if got := ways(); !slices.Equal(got, []string{"eth0", "eth0"}) {
+			t.Errorf("%s: the ways out are %v, want those of eth0", when, got)
+		}
+		for _, r := range []Request{{Key: first.Key, NetNS: pod}, req} {
+			if err := l.net.Check(t.Context(), r); err != nil {
+				t.Errorf("%s: %s: %v", when, r.IfName, err)
+			}
+		}
+	}
+	check("after the second")
+	l.restart()
+	check("after a restart")
 }
 
 func TestRootInterfaceOfOthersIsLeftAlone(t *testing.T) {

@@ -119,16 +119,53 @@ func furnishFamily(h *netlink.Handle, index int, a netip.Addr, s Spec) error {
 	if a.Is4() {
 		// IPv6 takes a link-local gateway as on-link by nature.
 		onLink := &netlink.Route{LinkIndex: index, Dst: hostPrefix(gw), Scope: netlink.SCOPE_LINK}
-		if err := h.RouteReplace(onLink); err != nil {
+		if err := addRoute(h, onLink); err != nil {
 			return fmt.Errorf("add route to the gateway: %w", err)
 		}
 	}
-	return setDefaultRoute(h, index, a, s)
+	if err := addRoute(h, defaultRoute(index, a, s)); err != nil {
+		return fmt.Errorf("add default route: %w", err)
+	}
+	return nil
 }
 
+// secondMetric and above are the metrics of routes over an interface that is
+// not the pod's first.
+const secondMetric = 4096
+
+// addRoute leaves to another interface of the pod what leads over it already:
+// ours comes after it, and serves those who bind to our interface, or lose the other.
+func addRoute(h *netlink.Handle, r *netlink.Route) error {
+	err := h.RouteAdd(r)
+	if errors.Is(err, unix.EEXIST) {
+		r.Priority = secondMetric + r.LinkIndex
+		err = h.RouteReplace(r)
+	}
+	return err
+}
+
+func defaultRoute(index int, a netip.Addr, s Spec) *netlink.Route {
+	return &netlink.Route{LinkIndex: index, Gw: Gateway(a).AsSlice(), Dst: defaultPrefix(a), MTU: s.RouteMTU}
+}
+
+// setDefaultRoute replaces the default route over a link in its place among others.
 func setDefaultRoute(h *netlink.Handle, index int, a netip.Addr, s Spec) error {
-	def := &netlink.Route{LinkIndex: index, Gw: Gateway(a).AsSlice(), Dst: defaultPrefix(a), MTU: s.RouteMTU}
-	if err := h.RouteReplace(def); err != nil {
+	r := defaultRoute(index, a, s)
+	family := netlink.FAMILY_V6
+	if a.Is4() {
+		family = netlink.FAMILY_V4
+	}
+	have, err := dump(func() ([]netlink.Route, error) {
+		return h.RouteListFiltered(family, r, netlink.RT_FILTER_OIF|netlink.RT_FILTER_DST)
+	})
+	if err != nil {
+		return fmt.Errorf("list default routes: %w", err)
+	}
+	if len(have) == 0 {
+		return addRoute(h, r)
+	}
+	r.Priority = have[0].Priority
+	if err := h.RouteReplace(r); err != nil {
 		return fmt.Errorf("set default route: %w", err)
 	}
 	return nil

@@ -84,7 +84,7 @@ func inspectPod(h *netlink.Handle, s Spec, report reporter) error {
 			continue
 		}
 		gw := Gateway(a)
-		routes, err := h.RouteGet(outside(a).AsSlice())
+		routes, err := h.RouteGetWithOptions(outside(a).AsSlice(), &netlink.RouteGetOptions{OifIndex: l.Attrs().Index})
 		if err != nil || len(routes) == 0 || routes[0].LinkIndex != l.Attrs().Index || !routes[0].Gw.Equal(gw.AsSlice()) {
 			report("the default route over %s via %s is missing", s.IfName, gw)
 		}
