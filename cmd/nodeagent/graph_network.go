@@ -36,7 +36,7 @@ func (g *graph) addNetwork(context.Context) error {
 		}
 	}
 	g.add("data path", func(ctx context.Context) error {
-		if err := dp.SetNode(ctx, g.baseNode()); err != nil {
+		if err := g.tellNode(ctx); err != nil {
 			return err
 		}
 		return dp.Start(ctx)
@@ -68,6 +68,19 @@ func (g *graph) newNetwork() error {
 	return nil
 }
 
+// tellNode says what is known of the node before anything runs: what the
+// configuration says and, with an API server, what that said last.
+func (g *graph) tellNode(ctx context.Context) error {
+	if !g.cfg.Kubernetes.Enabled() {
+		return g.dataplane.SetNode(ctx, g.baseNode())
+	}
+	return g.nodes().recall(ctx, g.baseNode())
+}
+
+func (g *graph) nodes() *rememberer {
+	return &rememberer{db: g.db, node: g.dataplane, peers: g.dataplane}
+}
+
 // baseNode is what configuration says of this node; the Node object adds to it.
 func (g *graph) baseNode() dataplane.Node {
 	cfg := g.cfg.Network
@@ -96,7 +109,7 @@ func (g *graph) addKubernetes(context.Context) error {
 	g.kube = client
 	deps := kube.Deps{
 		Log: g.log, Metrics: g.health.registry, Client: client,
-		BaseNode: g.baseNode(), Node: g.dataplane, Peers: g.dataplane,
+		BaseNode: g.baseNode(), Node: g.nodes(), Peers: g.nodes(),
 	}
 	if g.network != nil {
 		deps.PodCIDRs = g.network
