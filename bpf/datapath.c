@@ -14,6 +14,8 @@
 #include "lib/conntrack.h"
 #include "lib/express.h"
 #include "lib/forward.h"
+#include "lib/masquerade.h"
+#include "lib/mode.h"
 #include "lib/parse.h"
 #include "lib/pkt.h"
 #include "lib/rate.h"
@@ -36,6 +38,7 @@ struct shared_types {
 	enum route_kind route_kind;
 	enum uplink_flags uplink_flags;
 	enum tcp_flags tcp_flags;
+	enum mode mode;
 	struct event event;
 };
 
@@ -76,6 +79,8 @@ static __always_inline int outgoing(struct __sk_buff *skb, __u8 hook)
 		ret = rate_to_pod(skb, &pkt);
 	if (!ret)
 		ret = conntrack(&pkt);
+	if (!ret && hook == HOOK_TONET && skb->ingress_ifindex)
+		ret = masquerade(skb, &pkt);
 	return verdict(skb, &pkt, ret);
 }
 
@@ -122,11 +127,15 @@ int to_pod(struct __sk_buff *skb)
 	return outgoing(skb, HOOK_TOPOD);
 }
 
-/* Egress of an uplink; what is forwarded has been through the stages when it came in. */
+/*
+ * Egress of an uplink; what is forwarded has been through the stages when it
+ * came in, unless the kernel carries it.
+ */
 SEC("tc")
 int to_net(struct __sk_buff *skb)
 {
-	return skb->ingress_ifindex ? ACT_OK : outgoing(skb, HOOK_TONET);
+	return skb->ingress_ifindex && mode_get() == MODE_OURS ? ACT_OK
+							       : outgoing(skb, HOOK_TONET);
 }
 
 SEC("tc")

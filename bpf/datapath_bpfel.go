@@ -83,6 +83,7 @@ const (
 	DatapathCtFlagsCT_HAIRPIN   DatapathCtFlags = 2048
 	DatapathCtFlagsCT_RESET     DatapathCtFlags = 4096
 	DatapathCtFlagsCT_SOCKET    DatapathCtFlags = 8192
+	DatapathCtFlagsCT_KERNEL    DatapathCtFlags = 16384
 )
 
 type DatapathCtValue struct {
@@ -154,6 +155,14 @@ const (
 	DatapathHookHOOK_TOPOD DatapathHook = 3
 	DatapathHookHOOK_TONET DatapathHook = 4
 	DatapathHookHOOK_MAX   DatapathHook = 5
+)
+
+type DatapathMode uint32
+
+const (
+	DatapathModeMODE_OURS   DatapathMode = 0
+	DatapathModeMODE_SWITCH DatapathMode = 1
+	DatapathModeMODE_KERNEL DatapathMode = 2
 )
 
 type DatapathOldKey struct {
@@ -341,6 +350,7 @@ const (
 	DatapathMapEps           = "eps"
 	DatapathMapEvents        = "events"
 	DatapathMapFrags         = "frags"
+	DatapathMapModes         = "modes"
 	DatapathMapRanges        = "ranges"
 	DatapathMapRates         = "rates"
 	DatapathMapRecallBufs    = "recall_bufs"
@@ -461,6 +471,7 @@ type DatapathMapSpecs struct {
 	Eps        *ebpf.MapSpec `ebpf:"eps"`
 	Events     *ebpf.MapSpec `ebpf:"events"`
 	Frags      *ebpf.MapSpec `ebpf:"frags"`
+	Modes      *ebpf.MapSpec `ebpf:"modes"`
 	Ranges     *ebpf.MapSpec `ebpf:"ranges"`
 	Rates      *ebpf.MapSpec `ebpf:"rates"`
 	RecallBufs *ebpf.MapSpec `ebpf:"recall_bufs"`
@@ -521,6 +532,7 @@ type DatapathMaps struct {
 	Eps        *ebpf.Map `ebpf:"eps"`
 	Events     *ebpf.Map `ebpf:"events"`
 	Frags      *ebpf.Map `ebpf:"frags"`
+	Modes      *ebpf.Map `ebpf:"modes"`
 	Ranges     *ebpf.Map `ebpf:"ranges"`
 	Rates      *ebpf.Map `ebpf:"rates"`
 	RecallBufs *ebpf.Map `ebpf:"recall_bufs"`
@@ -544,6 +556,7 @@ func (m *DatapathMaps) Close() error {
 		m.Eps,
 		m.Events,
 		m.Frags,
+		m.Modes,
 		m.Ranges,
 		m.Rates,
 		m.RecallBufs,

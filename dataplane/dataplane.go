@@ -53,6 +53,7 @@ type Dataplane struct {
 	sockets  maps.Sockets
 	stats    maps.Stats
 	affinity maps.Affinity
+	mode     maps.Mode
 
 	flowCount, affinityCount atomic.Uint32 // records, as of the last sweep
 
@@ -170,7 +171,7 @@ func (d *Dataplane) Start(ctx context.Context) (retErr error) {
 	if err := d.bumpEpoch(); err != nil {
 		return err
 	}
-	if err := d.takeOver(); err != nil {
+	if err := d.takeOver(ctx); err != nil {
 		return err
 	}
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -223,7 +224,7 @@ func (d *Dataplane) options(cookie uint64) attach.Options {
 
 // takeOver replaces the programs of an earlier daemon: sockets and pods.
 // Interfaces that are gone are left for the next Prune.
-func (d *Dataplane) takeOver() error {
+func (d *Dataplane) takeOver(ctx context.Context) error {
 	table, err := newTable(maps.NewServices(d.kernel.Svc, d.kernel.Be, d.kernel.Ranges))
 	if err != nil {
 		return err
@@ -232,6 +233,9 @@ func (d *Dataplane) takeOver() error {
 	d.svcMu.Lock()
 	d.table, d.svcNode = table, d.node.serviceNode()
 	d.svcMu.Unlock()
+	if err := d.enterMode(ctx); err != nil {
+		return err
+	}
 	if err := d.attachSockets(); err != nil {
 		return err
 	}
@@ -244,7 +248,7 @@ func (d *Dataplane) takeOver() error {
 			continue
 		}
 		if err := d.kernel.Pod(ep.IfIndex); err != nil {
-			d.log.Debug("endpoint of an earlier daemon has no link", "addr", addr, "if_index", ep.IfIndex, "err", err)
+			d.log.DebugContext(ctx, "endpoint of an earlier daemon has no link", "addr", addr, "if_index", ep.IfIndex, "err", err)
 			continue
 		}
 		d.attached[ep.IfIndex] = true

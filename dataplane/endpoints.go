@@ -232,6 +232,10 @@ func (d *Dataplane) PruneEndpoints(ctx context.Context, keep []string) error {
 		d.forget(ep.IfIndex)
 	}
 	errs = append(errs, d.bumpEpoch())
+	if !d.cfg.Services {
+		// Nobody else will say that the services of an earlier daemon may go.
+		errs = append(errs, d.pruneTable())
+	}
 	return errors.Join(append(errs, d.prunePins())...)
 }
 

@@ -84,7 +84,7 @@ func (d *Dataplane) abandon(flows []maps.Flow) error {
 			udp = append(udp, f)
 			continue
 		}
-		errs = append(errs, d.flows.Mark(f, bpf.DatapathCtFlagsCT_RESET|bpf.DatapathCtFlagsCT_RST))
+		errs = append(errs, d.flows.Mark(f, bpf.DatapathCtFlagsCT_RESET|bpf.DatapathCtFlagsCT_RST, 0))
 	}
 	return errors.Join(append(errs, d.flows.Delete(udp))...)
 }

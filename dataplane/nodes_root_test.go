@@ -16,14 +16,20 @@ import (
 func (l *lab) join(tb testing.TB, mode string) {
 	tb.Helper()
 	for _, h := range l.hosts {
-		var peers []Peer
-		for _, p := range l.hosts {
-			if p != h {
-				peers = append(peers, Peer{Name: p.name, Addrs: p.node.Addrs, PodCIDRs: p.node.PodCIDRs, Mode: mode})
-			}
-		}
-		h.agent.must(tb, "UpdatePeers", peers)
+		l.joinOne(tb, h, mode)
 	}
+}
+
+// joinOne makes the other hosts peers of one.
+func (l *lab) joinOne(tb testing.TB, h *host, mode string) {
+	tb.Helper()
+	var peers []Peer
+	for _, p := range l.hosts {
+		if p != h {
+			peers = append(peers, Peer{Name: p.name, Addrs: p.node.Addrs, PodCIDRs: p.node.PodCIDRs, Mode: mode})
+		}
+	}
+	h.agent.must(tb, "UpdatePeers", peers)
 }
 
 // TestRootReachTwoNodes asks everybody from everywhere on two nodes, by routes

@@ -26,11 +26,19 @@ type stream struct {
 	done chan error
 	stop chan struct{}
 	sent chan int
+	// pause between blocks.
+	pause time.Duration
 }
 
 func (n netns) stream(tb testing.TB, to netip.AddrPort) *stream {
 	tb.Helper()
-	s := &stream{done: make(chan error, 1), stop: make(chan struct{}), sent: make(chan int, 1<<16)}
+	return n.streamAt(tb, to, 0)
+}
+
+// streamAt pauses between blocks: many streams leave time for other things.
+func (n netns) streamAt(tb testing.TB, to netip.AddrPort, pause time.Duration) *stream {
+	tb.Helper()
+	s := &stream{pause: pause, done: make(chan error, 1), stop: make(chan struct{}), sent: make(chan int, 1<<16)}
 	err := n.do(func() (err error) {
 		s.conn, err = net.DialTimeout("tcp", to.String(), dialTimeout)
 		return err
@@ -54,7 +62,7 @@ func (s *stream) run() error {
 		select {
 		case <-s.stop:
 			return nil
-		default:
+		case <-time.After(s.pause):
 		}
 		sum := sha256.Sum256(fmt.Append(nil, i))
 		block := bytes.Repeat(sum[:], 512)

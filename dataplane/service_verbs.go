@@ -117,11 +117,13 @@ func (d *Dataplane) DeleteServices(_ context.Context, names []types.NamespacedNa
 // PruneServices deletes every service that is not in keep, those of an earlier
 // daemon included. Call it once the watch is complete, and after the endpoints
 // with host ports are known.
-func (d *Dataplane) PruneServices(_ context.Context, keep []types.NamespacedName) error {
+func (d *Dataplane) PruneServices(ctx context.Context, keep []types.NamespacedName) error {
 	want := make(map[types.NamespacedName]bool, len(keep))
 	for _, n := range keep {
 		want[n] = true
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	d.svcMu.Lock()
 	defer d.svcMu.Unlock()
 	if d.table == nil {
@@ -133,6 +135,18 @@ func (d *Dataplane) PruneServices(_ context.Context, keep []types.NamespacedName
 			d.remove(c, n)
 		}
 	}
+	d.table.prune(c)
+	if err := d.commit(c); err != nil {
+		return err
+	}
+	return d.takeFlows(ctx)
+}
+
+// pruneTable removes the frontends that an earlier daemon left.
+func (d *Dataplane) pruneTable() error {
+	d.svcMu.Lock()
+	defer d.svcMu.Unlock()
+	c := &change{}
 	d.table.prune(c)
 	return d.commit(c)
 }

@@ -14,6 +14,7 @@
 #include <bpf/bpf_helpers.h>
 #include "addr.h"
 #include "clock.h"
+#include "mode.h"
 #include "pkt.h"
 #include "proto.h"
 #include "reason.h"
@@ -34,6 +35,8 @@ enum ct_flags {
 	CT_HAIRPIN = 0x800, /* the sender is its own backend */
 	CT_RESET = 0x1000,  /* its backend is gone: the next packet of either side gets a RST */
 	CT_SOCKET = 0x2000, /* the socket was translated, the packets are not: svc is known */
+	CT_KERNEL =
+		0x4000, /* begun while the kernel carried flows: it may have translated it too */
 };
 
 #define CT_CLOSING (CT_FIN_ORIG | CT_FIN_REPLY | CT_RST)
@@ -200,6 +203,11 @@ __noinline int conntrack(struct pkt *pkt)
 	/* A RST is the end that they are to hear of: ours passes here too. */
 	if ((v->flags & CT_RESET) && !pkt->related && !(pkt->tcp_flags & TCP_RST))
 		return pkt->hook < HOOK_TOPOD ? -FWD_REJECT : -DROP_BACKEND;
+	if ((v->flags & CT_KERNEL) && mode_get() != MODE_OURS) {
+		pkt->kernel = true;
+		if (pkt->hook == HOOK_POD)
+			return 0;
+	}
 	pkt->lanes = v->epoch == pkt->epoch && v->lane[pkt->reply & 1].to;
 	if (!pkt->related)
 		ct_touch(v, pkt);

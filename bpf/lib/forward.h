@@ -142,11 +142,15 @@ static __always_inline int forward_to(struct __sk_buff *skb, struct pkt *pkt)
 	struct route *rt;
 	int act = PASS_ROUTE;
 
+	if (!pkt->known && !pkt->svc)
+		pkt->kernel = mode_kernel(pkt);
 	ep = endpoint_find(&pkt->n.dst);
 	if (ep) {
 		pkt->host = endpoint_is_host(ep);
 		if (pkt->host)
 			return PASS_HOST;
+		if (pkt->kernel)
+			return PASS_ROUTE;
 		pkt->dst_if = ep->ifindex;
 		pkt->dst_rate = ep->rate;
 		return FWD_LOCAL;
@@ -154,6 +158,8 @@ static __always_inline int forward_to(struct __sk_buff *skb, struct pkt *pkt)
 	/* We are nobody's router for what comes from outside. */
 	if (pkt->hook != HOOK_POD && !pkt->known && !pkt->svc)
 		return PASS_UNKNOWN;
+	if (pkt->kernel)
+		return PASS_ROUTE;
 	rt = route_find(&pkt->n.dst);
 	if (rt)
 		act = forward_route(pkt, rt);

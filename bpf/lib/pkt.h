@@ -47,6 +47,7 @@ struct pkt {
 	bool df;      /* must not be fragmented */
 	bool host;    /* n.dst is the node */
 	bool lanes;   /* its record knows the short cut */
+	bool kernel;  /* the kernel carries it: nothing takes it past its rules */
 };
 
 /* A stage that was called without a packet: cannot happen, has to be said. */

@@ -271,9 +271,12 @@ __noinline int service(struct pkt *pkt, __u32 scope)
 	struct svc_value *v;
 
 	NEED(pkt);
-	if (!cfg_services || pkt->known || pkt->frag || pkt->related)
+	if (pkt->known || pkt->frag || pkt->related)
 		return 0;
 	if (pkt->t.proto != PROTO_TCP && pkt->t.proto != PROTO_UDP && pkt->t.proto != PROTO_SCTP)
+		return 0;
+	/* What kube-proxy began stays its own until its flows have records. */
+	if (cfg_services && mode_get() != MODE_OURS && !mode_begins(pkt))
 		return 0;
 	v = service_find(pkt, (__u8)scope);
 	return v ? service_translate(pkt, v) : 0;

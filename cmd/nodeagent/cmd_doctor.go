@@ -89,7 +89,7 @@ func doctorLeaks(cmd *cobra.Command) []doctor.Finding {
 }
 
 func doctorOptions(cfg *config.Configuration) doctor.Options {
-	o := doctor.Options{Path: cfg.Containerd.Path}
+	o := doctor.Options{Path: cfg.Containerd.Path, KubeProxy: !cfg.Dataplane.Services}
 	if cfg.Storage.Enabled {
 		for _, p := range cfg.Storage.Pools {
 			o.Pools = append(o.Pools, p.Path)

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/vishvananda/netlink"
@@ -197,4 +198,10 @@ func Forwarding(uplinks []string) error {
 		}
 	}
 	return nil
+}
+
+// fileHas says whether a line of a file is just this word.
+func fileHas(path, word string) bool {
+	data, err := os.ReadFile(path)
+	return err == nil && slices.Contains(strings.Fields(string(data)), word)
 }

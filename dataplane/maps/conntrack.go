@@ -3,6 +3,7 @@
 package maps
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -144,14 +145,14 @@ func (c Conntrack) Delete(flows []Flow) error {
 	return errors.Join(errs...)
 }
 
-// Mark adds flags to a record, and closes its short cut so that the next packet
-// meets them; one that is gone is no fault. What the programs write to it
-// meanwhile may be lost.
-func (c Conntrack) Mark(f Flow, flags bpf.DatapathCtFlags) error {
+// Mark adds flags to a record and takes others away, and closes its short cut so
+// that the next packet meets them; one that is gone is no fault. What the
+// programs write to it meanwhile may be lost.
+func (c Conntrack) Mark(f Flow, add, remove bpf.DatapathCtFlags) error {
 	var v bpf.DatapathCtValue
 	err := c.m.Lookup(f.key, &v)
 	if err == nil {
-		v.Flags |= uint32(flags)
+		v.Flags = v.Flags&^uint32(remove) | uint32(add)
 		v.Lane[0].To, v.Lane[1].To = 0, 0
 		err = c.m.Update(f.key, v, ebpf.UpdateExist)
 	}
@@ -159,6 +160,81 @@ func (c Conntrack) Mark(f Flow, flags bpf.DatapathCtFlags) error {
 		return nil
 	}
 	return fmt.Errorf("mark flow: %w", err)
+}
+
+// NewFlow is a flow that was begun elsewhere.
+type NewFlow struct {
+	Orig, Other Tuple
+	Service     uint32
+	// Outside is the interface that replies leave by, of a flow from outside.
+	Outside int
+}
+
+// Adopt writes the two records of a translated flow that is established;
+// false when it has some. If the flow, once translated, was translated again
+// on its way out, it is both that the records say.
+func (c Conntrack) Adopt(f NewFlow) (bool, error) {
+	now, err := Now()
+	if err != nil {
+		return false, err
+	}
+	how := ebpf.UpdateNoExist
+	var out bpf.DatapathCtValue
+	oif := f.Outside
+	key, _ := f.Other.key()
+	if err := c.m.Lookup(key, &out); err == nil && out.Flags&uint32(bpf.DatapathCtFlagsCT_XLAT) != 0 &&
+		out.Flags&uint32(bpf.DatapathCtFlagsCT_SECONDARY) == 0 {
+		// Its record from before goes on as the one of the whole.
+		f.Other, oif, how = TupleOf(out.Other), int(out.Oif), ebpf.UpdateAny
+	}
+	flags := bpf.DatapathCtFlagsCT_XLAT | bpf.DatapathCtFlagsCT_ORIG | bpf.DatapathCtFlagsCT_REPLY | bpf.DatapathCtFlagsCT_SERVICE
+	if f.Outside != 0 {
+		flags |= bpf.DatapathCtFlagsCT_OUTSIDE
+	}
+	if f.Orig.Src != f.Other.Src {
+		flags |= bpf.DatapathCtFlagsCT_SNAT
+	}
+	v := bpf.DatapathCtValue{Seen: uint32(now), Since: uint32(now), Svc: f.Service, Oif: uint32(oif)}
+	made, err := c.adopt(f.Other, f.Orig, v, flags|bpf.DatapathCtFlagsCT_SECONDARY, how)
+	if err != nil {
+		return false, err
+	}
+	first, err := c.adopt(f.Orig, f.Other, v, flags, ebpf.UpdateNoExist)
+	return made && first, err
+}
+
+func (c Conntrack) adopt(at, other Tuple, v bpf.DatapathCtValue, flags bpf.DatapathCtFlags, how ebpf.MapUpdateFlags) (bool, error) {
+	key, swapped := at.key()
+	if swapped {
+		flags |= bpf.DatapathCtFlagsCT_SWAPPED
+	}
+	v.Flags, v.Other = uint32(flags), other.raw()
+	err := c.m.Update(key, v, how)
+	if errors.Is(err, ebpf.ErrKeyExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("write flow: %w", err)
+	}
+	return true, nil
+}
+
+// key is the tuple with its lower end first, as ct_key of bpf/lib/conntrack.h
+// makes it; true when its ends were swapped for it.
+func (t Tuple) key() (bpf.DatapathTuple, bool) {
+	raw := t.raw()
+	word := func(a bpf.DatapathAddr, i int) uint32 { return binary.LittleEndian.Uint32(a.B[4*i:]) }
+	higher := raw.Sport > raw.Dport
+	for i := 3; i >= 0; i-- {
+		if s, d := word(raw.Src, i), word(raw.Dst, i); s != d {
+			higher = s > d
+			break
+		}
+	}
+	if higher {
+		return t.Reverse().raw(), true
+	}
+	return raw, false
 }
 
 func flowOf(key bpf.DatapathTuple, v bpf.DatapathCtValue) Flow {

@@ -45,6 +45,8 @@ type Options struct {
 	Path string
 	// Pools are the directories that volumes live in.
 	Pools []string
+	// KubeProxy serves this node: what it has in the kernel is no leftover.
+	KubeProxy bool
 }
 
 // Checks returns the list in the order in which a person wants to read it.

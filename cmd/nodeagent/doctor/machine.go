@@ -15,6 +15,8 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/nodeagent/nodeagent/dataplane/attach"
 )
 
 func (o Options) cgroups(context.Context) []Finding {
@@ -179,15 +181,36 @@ func (o Options) pools(context.Context) []Finding {
 	return out
 }
 
-// kubeProxy looks for what kube-proxy leaves in the kernel. Its rules win over
-// nothing here, but they confuse whoever reads them.
+// kubeProxy looks for what kube-proxy has in the kernel. While it serves, that
+// is as it should be; beside our services it is a leftover.
 func (o Options) kubeProxy(context.Context) []Finding {
+	found := o.ipvs()
+	if o.Root == "" || o.Root == "/" {
+		rules, err := attach.KubeProxy()
+		if err != nil {
+			return one("kube-proxy", Warn, err.Error(), "its leftovers cannot be looked for")
+		}
+		found = append(found, rules...)
+	}
+	switch {
+	case len(found) == 0:
+		return one("kube-proxy", OK, "no leftovers", "")
+	case o.KubeProxy:
+		return one("kube-proxy", OK, "serves: "+strings.Join(found, ", "), "")
+	default:
+		return one("kube-proxy", Warn, strings.Join(found, ", "),
+			"not needed any more: stop kube-proxy, let the node's own connections end, then kube-proxy --cleanup")
+	}
+}
+
+func (o Options) ipvs() []string {
+	var out []string
 	// The first three lines of ip_vs are its header.
 	if data, err := os.ReadFile(o.path("/proc/net/ip_vs")); err == nil && strings.Count(string(data), "\n") > 3 {
-		return one("kube-proxy", Warn, "IPVS services present", "left by kube-proxy: kube-proxy --cleanup")
+		out = append(out, "IPVS services")
 	}
 	if _, err := os.Stat(o.path("/sys/class/net/kube-ipvs0")); err == nil {
-		return one("kube-proxy", Warn, "link kube-ipvs0 present", "left by kube-proxy: kube-proxy --cleanup")
+		out = append(out, "link kube-ipvs0")
 	}
-	return one("kube-proxy", OK, "no leftovers", "")
+	return out
 }
