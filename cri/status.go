@@ -50,7 +50,7 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 	}
 	cfg, err := json.Marshal(map[string]any{
 		"socket": s.cfg.Socket, "cgroupDriver": s.cfg.CgroupDriver, "defaultHandler": s.cfg.DefaultHandler,
-		"handlers": s.cfg.Handlers, "stateDir": s.cfg.Sandbox.StateDir, "rootDir": s.cfg.Container.RootDir,
+		"handlers": s.handlers.now.Load().cfg.Handlers, "stateDir": s.cfg.Sandbox.StateDir, "rootDir": s.cfg.Container.RootDir,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("render configuration: %w", err)

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"sync"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -48,6 +49,16 @@ type process struct {
 	cfg   *config.Configuration
 	log   *slog.Logger
 	level *slog.LevelVar
+	// mu guards reloads, which put what may change in force; each refuses it as a whole or not at all.
+	mu      sync.Mutex
+	reloads []func(ctx context.Context, next *config.Configuration) error
+}
+
+// onReload has fn called with each new configuration.
+func (p *process) onReload(fn func(ctx context.Context, next *config.Configuration) error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.reloads = append(p.reloads, fn)
 }
 
 // run claims the run directory, starts every part in order, tells the service
@@ -128,22 +139,30 @@ func (p *process) handleSignals(ctx context.Context, cancel context.CancelFunc) 
 	return func() { signal.Stop(ch); close(quit) }
 }
 
-// reload applies what may change while running, the log level, and refuses a
-// file that changes anything else, naming it.
+// reload applies what may change while running, the log level and the runtime
+// handlers, and refuses a file that changes anything else, naming it.
 func (p *process) reload(ctx context.Context) {
 	next, err := config.Load(p.file)
 	if err != nil {
 		p.log.ErrorContext(ctx, "reload refused, the running configuration stays", "err", err)
 		return
 	}
-	if fixed := config.Changed(p.cfg, next, "log.level"); len(fixed) > 0 {
+	if fixed := config.Changed(p.cfg, next, "log.level", "cri.handlers"); len(fixed) > 0 {
 		p.log.ErrorContext(ctx, "reload refused, these fields need a restart", "fields", fmt.Sprint(fixed))
 		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, fn := range p.reloads {
+		if err := fn(ctx, next); err != nil {
+			p.log.ErrorContext(ctx, "reload refused, the running configuration stays", "err", err)
+			return
+		}
 	}
 	if err := setLevel(p.level, next.Log.Level); err != nil {
 		p.log.ErrorContext(ctx, "reload refused", "err", err)
 		return
 	}
-	p.cfg.Log.Level = next.Log.Level
+	p.cfg.Log.Level, p.cfg.CRI.Handlers = next.Log.Level, next.CRI.Handlers
 	p.log.InfoContext(ctx, "reloaded", "log_level", next.Log.Level)
 }

@@ -13,6 +13,7 @@ import (
 	"tags.cncf.io/container-device-interface/pkg/cdi"
 
 	"github.com/nodeagent/nodeagent/api"
+	"github.com/nodeagent/nodeagent/cmd/nodeagent/config"
 	"github.com/nodeagent/nodeagent/cni"
 	"github.com/nodeagent/nodeagent/cni/chain"
 	"github.com/nodeagent/nodeagent/cri"
@@ -40,6 +41,7 @@ func (g *graph) addCRI(ctx context.Context) error {
 		return err
 	}
 	g.add("cri", s.Start, s.Stop)
+	g.onReload(func(ctx context.Context, next *config.Configuration) error { return s.Reload(ctx, next.CRI.Config) })
 	g.routes["GET /v1/pods"] = api.JSON(listPods(s))
 	maps.Copy(g.routes, imageRoutes(s.Images()))
 	g.health.check("cri", func(context.Context) error {

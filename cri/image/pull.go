@@ -88,11 +88,14 @@ func (s *Service) Snapshotter(handler string) (string, error) {
 	if handler != "" && s.deps.KnownHandler != nil && !s.deps.KnownHandler(handler) {
 		return "", fmt.Errorf("runtime handler %q is not configured: %w", handler, errdefs.ErrInvalidArgument)
 	}
-	if name, ok := s.cfg.Snapshotters[handler]; ok {
+	if name, ok := (*s.byHandler.Load())[handler]; ok {
 		return name, nil
 	}
 	return s.deps.Snapshotter, nil
 }
+
+// SetSnapshotters replaces the snapshotters by runtime handler.
+func (s *Service) SetSnapshotters(byHandler map[string]string) { s.byHandler.Store(&byHandler) }
 
 // pull joins the identical pull in flight or starts one.
 func (s *Service) pull(ctx context.Context, req request) (*Image, error) {

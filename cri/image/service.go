@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/distribution/reference"
@@ -175,6 +176,8 @@ type Service struct {
 	board      board
 	volumeLock *locker.Locker // by owner
 	slots      chan struct{}  // nil: no limit on parallel pulls
+	// byHandler names the snapshotters of runtime handlers; the map is replaced as a whole.
+	byHandler atomic.Pointer[map[string]string]
 
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -200,6 +203,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 		cfg: cfg, deps: deps, log: deps.Log, index: newIndex(), usage: newUsage(), volumeLock: locker.New(), pulls: map[string]*pulling{},
 		dirty: map[string]bool{}, sync: make(chan struct{}, 1), boot: deps.BootID,
 	}
+	s.SetSnapshotters(cfg.Snapshotters)
 	if cfg.MaxParallelPulls > 0 {
 		s.slots = make(chan struct{}, cfg.MaxParallelPulls)
 	}

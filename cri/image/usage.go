@@ -109,7 +109,7 @@ func (f fsUsage) cri(used, inodes uint64) *runtimeapi.FilesystemUsage {
 // snapshotters lists all in use, the default first.
 func (s *Service) snapshotters() []string {
 	out := []string{s.deps.Snapshotter}
-	for _, name := range s.cfg.Snapshotters {
+	for _, name := range *s.byHandler.Load() {
 		if !slices.Contains(out, name) {
 			out = append(out, name)
 		}
