@@ -12,7 +12,7 @@ import (
 // that `benchstat cri-nodeagent.txt cri-containerd.txt` compares them.
 func (a *Area) writeBenchstat(dir string) error {
 	lines := map[string]*strings.Builder{}
-	word := strings.NewReplacer(" ", "_", "/", "-per-")
+	word := strings.NewReplacer(", ", "_", " ", "_", "/", "-per-")
 	for _, f := range a.Figures {
 		for _, p := range f.Peers {
 			if lines[p] == nil {

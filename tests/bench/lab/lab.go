@@ -41,6 +41,7 @@ type Lab struct {
 	// Kubeconfig is the administrator's; empty without a control plane.
 	Kubeconfig string
 
+	args []string
 	dir  string
 	cmd  *exec.Cmd
 	out  bytes.Buffer
@@ -54,7 +55,7 @@ type Lab struct {
 func Start(ctx context.Context, cfg Config, name, command string, args ...string) (_ *Lab, retErr error) {
 	argv := append([]string{command, "--name", name, "--base", cfg.Base, "--bin", cfg.Bin, "--tools", cfg.Tools}, args...)
 	l := &Lab{
-		Config: cfg, dir: filepath.Join(cfg.Base, name),
+		Config: cfg, args: args, dir: filepath.Join(cfg.Base, name),
 		done: make(chan struct{}), free: make(chan struct{}),
 		cmd: exec.Command(filepath.Join(cfg.Bin, "cluster"), argv...), //nolint:noctx // Close ends it in order
 	}
@@ -145,6 +146,9 @@ func (l *Lab) Nodes() []*Box {
 	}
 	return out
 }
+
+// Has says whether the lab was started with a flag.
+func (l *Lab) Has(flag string) bool { return slices.Contains(l.args, "--"+flag) }
 
 // Close ends everything and reports what is left of it.
 func (l *Lab) Close() error {

@@ -10,6 +10,9 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -31,7 +34,8 @@ type Options struct {
 	Pulls int
 	// Rest is how many seconds a node at rest is watched.
 	Rest int
-	// OCI is another OCI runtime, measured beside runc.
+	// OCI is another OCI runtime, measured beside runc; by default crun, if it
+	// is installed.
 	OCI string
 	// Sockets are further CRI runtimes of this machine, as name=socket.
 	Sockets words
@@ -41,7 +45,7 @@ type Options struct {
 func Default() Options {
 	return Options{
 		Pods: 40, Parallel: numbers{1, 2, 4, 8, 16}, Density: numbers{0, 60, 110, 0},
-		Churn: 1000, ChurnPeers: 100, Pulls: 5, Rest: 15,
+		Churn: 1000, ChurnPeers: 100, Pulls: 5, Rest: 15, OCI: "crun",
 	}
 }
 
@@ -59,7 +63,7 @@ func (o *Options) Flags(fs *flag.FlagSet) {
 	fs.IntVar(&o.ChurnPeers, "churn-peers", o.ChurnPeers, "churn: pods that its peers do")
 	fs.IntVar(&o.Pulls, "pulls", o.Pulls, "pull: pulls of each image")
 	fs.IntVar(&o.Rest, "rest", o.Rest, "density: seconds that a node at rest is watched")
-	fs.StringVar(&o.OCI, "oci", o.OCI, "cri: another OCI runtime (a path) to measure beside runc")
+	fs.StringVar(&o.OCI, "oci", o.OCI, "cri: another OCI runtime to measure beside runc, if it is there")
 	fs.Var(&o.Sockets, "socket", "cri: another CRI runtime of this machine, NAME=SOCKET; separated by commas")
 }
 
@@ -117,9 +121,6 @@ func (w *words) Set(list string) error {
 
 // start starts the nodes and connects to their runtimes; the last is the base.
 func (o *Options) start(ctx context.Context, r *lab.Run, args ...string) (_ []*peer, stop func() error, retErr error) {
-	if o.OCI != "" {
-		args = append(args, "--oci", o.OCI)
-	}
 	l, err := lab.Start(ctx, r.Config, "bench", "runtimes", args...)
 	if err != nil {
 		return nil, nil, err
@@ -141,13 +142,34 @@ func (o *Options) start(ctx context.Context, r *lab.Run, args ...string) (_ []*p
 		if err := p.connect(ctx); err != nil {
 			return nil, nil, err
 		}
-		peers = append(peers, p)
 		if _, err := p.pull(ctx, image); err != nil {
-			return nil, nil, err
+			return nil, nil, errors.Join(err, p.conn.Close())
 		}
+		// Not every OCI runtime takes what every runtime writes.
+		if err := p.cycle(ctx, "first", times{}); err != nil && p.handler != "" {
+			fmt.Fprintf(os.Stderr, "  left out: %v\n", err)
+			continue
+		}
+		peers = append(peers, p)
 	}
 	return peers, stop, nil
 }
+
+// other is the other OCI runtime; empty when there is none.
+func (o *Options) other() string {
+	if o.OCI == "" {
+		return ""
+	}
+	path, err := exec.LookPath(o.OCI)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "  left out: %v\n", err)
+		return ""
+	}
+	return path
+}
+
+// with is the name of a peer with another OCI runtime.
+func with(peer, oci string) string { return peer + ", " + filepath.Base(oci) }
 
 func (o *Options) peers(l *lab.Lab) []*peer {
 	agent, theirs := l.Boxes["node1"], l.Boxes["node2"]
@@ -156,10 +178,10 @@ func (o *Options) peers(l *lab.Lab) []*peer {
 		name, socket, _ := strings.Cut(s, "=")
 		out = append(out, &peer{name: name, socket: socket})
 	}
-	if o.OCI != "" {
+	if l.Has("oci") {
 		out = append(out,
-			&peer{name: lab.Nodeagent + "+other", socket: "/run/nodeagent/cri.sock", box: agent, handler: "other"},
-			&peer{name: lab.Containerd + "+other", socket: "/run/containerd/containerd.sock", box: theirs, handler: "other"})
+			&peer{name: with(lab.Nodeagent, o.OCI), socket: "/run/nodeagent/cri.sock", box: agent, handler: "other"},
+			&peer{name: with(lab.Containerd, o.OCI), socket: "/run/containerd/containerd.sock", box: theirs, handler: "other"})
 	}
 	return append(out, &peer{name: lab.Containerd, socket: "/run/containerd/containerd.sock", box: theirs})
 }

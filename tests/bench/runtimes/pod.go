@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -31,18 +32,19 @@ type pod struct {
 }
 
 func (p *peer) newPod(name string) *pod {
+	who := strings.ReplaceAll(p.name, ", ", "-")
 	seccomp := &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
 	namespaces := &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}
 	return &pod{
 		p: p,
 		sandbox: &runtimeapi.PodSandboxConfig{
-			Metadata:     &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "bench", Uid: "uid-" + p.name + name},
+			Metadata:     &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "bench", Uid: "uid-" + who + name},
 			Hostname:     name,
-			LogDirectory: filepath.Join(logRoot, p.name, name),
+			LogDirectory: filepath.Join(logRoot, who, name),
 			DnsConfig:    &runtimeapi.DNSConfig{Servers: []string{"127.0.0.1"}},
 			Labels:       map[string]string{"bench": "1"},
 			Linux: &runtimeapi.LinuxPodSandboxConfig{
-				CgroupParent:    filepath.Join(p.cgroup(), p.name+"-"+name),
+				CgroupParent:    filepath.Join(p.cgroup(), who+"-"+name),
 				SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{Seccomp: seccomp, NamespaceOptions: namespaces},
 			},
 		},

@@ -48,7 +48,7 @@ func VerbTargets() []figures.Target {
 		{Name: "first log line, to containerd's", Of: figures.Ratio(g, firstLine, us), Limit: 0.35},
 		{
 			Name: "first log line with the fastest OCI runtime, to containerd's with runc",
-			Of:   figures.Ratio(g, firstLine, us+"+other"), Limit: 0.2,
+			Of:   fastest(figures.Ratio(g, firstLine, us), figures.Ratio(g, firstLine, with(us, "crun"))), Limit: 0.2,
 		},
 		{Name: "StopPodSandbox and RemovePodSandbox, median", Of: figures.Median(g, verbsEnd, us), Unit: "ms", Limit: 40},
 		{Name: "ExecSync, to containerd's", Of: figures.Ratio(g, verbExec, us), Limit: 0.4},
@@ -61,6 +61,11 @@ func VerbTargets() []figures.Target {
 	}
 }
 
+// fastest is the smaller value, unknown when the other runtime was not measured.
+func fastest(runc, other func(*figures.Area) float64) func(*figures.Area) float64 {
+	return func(a *figures.Area) float64 { return min(runc(a), other(a)) }
+}
+
 func started(width int) string { return fmt.Sprintf("started %d at a time", width) }
 
 // warmup pods of each peer are not counted.
@@ -69,7 +74,11 @@ const warmup = 2
 // MeasureVerbs takes pods through their lives, one of each peer in turn, and then
 // several at once.
 func (o *Options) MeasureVerbs(ctx context.Context, r *lab.Run) (retErr error) {
-	peers, stop, err := o.start(ctx, r)
+	var args []string
+	if oci := o.other(); oci != "" {
+		args = []string{"--oci", oci}
+	}
+	peers, stop, err := o.start(ctx, r, args...)
 	if err != nil {
 		return err
 	}

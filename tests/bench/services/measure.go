@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"time"
 
 	"github.com/nodeagent/nodeagent/tests/bench/lab"
@@ -56,10 +57,13 @@ func (o *Options) traffic(ctx context.Context, r *lab.Run, l *lab.Lab) (retErr e
 		return err
 	}
 	defer func() { retErr = errors.Join(retErr, outside.Close()) }()
+	took := sides
 	for stage, n := range []int{o.Few, o.Many, o.Most} {
-		took := sides
 		if n > o.Many {
 			took = sides[:1]
+		}
+		if took, err = filled(ctx, took, n-1, outside); err != nil {
+			return fmt.Errorf("with %d services: %w", n, err)
 		}
 		if err := o.with(ctx, r, [2]int{stage, n}, took, outside); err != nil {
 			return fmt.Errorf("with %d services: %w", n, err)
@@ -68,24 +72,34 @@ func (o *Options) traffic(ctx context.Context, r *lab.Run, l *lab.Lab) (retErr e
 	return nil
 }
 
+// filled fills all sides up to n services. A peer that does not get there in
+// time is left out from then on.
+func filled(ctx context.Context, sides []*side, n int, outside *traffic.Driver) ([]*side, error) {
+	var out []*side
+	for _, s := range sides {
+		err := s.fillTo(ctx, n)
+		if err == nil {
+			_, err = s.from.Measure(traffic.Reach, netip.AddrPortFrom(target, front), patience)
+		}
+		if err == nil {
+			_, err = outside.Measure(traffic.Reach, netip.AddrPortFrom(s.addr, nodePort), patience)
+		}
+		switch {
+		case err == nil:
+			out = append(out, s)
+		case ctx.Err() != nil || s.name == lab.Nodeagent:
+			return nil, fmt.Errorf("%s: %w", s.name, err)
+		default:
+			fmt.Fprintf(os.Stderr, "  left out: %s, %d services: %v\n", s.name, n+1, err)
+		}
+	}
+	return out, nil
+}
+
 // with measures with as many services present, the measured one included, as
 // the stage, the first of at, has; that is the second.
 func (o *Options) with(ctx context.Context, r *lab.Run, at [2]int, sides []*side, outside *traffic.Driver) error {
-	n := at[1]
-	inside := netip.AddrPortFrom(target, front)
-	for _, s := range sides {
-		if err := s.fillTo(ctx, n-1, 5); err != nil {
-			return fmt.Errorf("%s: %w", s.name, err)
-		}
-		for _, where := range []struct {
-			from *traffic.Driver
-			to   netip.AddrPort
-		}{{s.from, inside}, {outside, netip.AddrPortFrom(s.addr, nodePort)}} {
-			if _, err := where.from.Measure(traffic.Reach, where.to, patience); err != nil {
-				return fmt.Errorf("%s: %w", s.name, err)
-			}
-		}
-	}
+	n, inside := at[1], netip.AddrPortFrom(target, front)
 	for i := range o.Rounds {
 		for _, s := range sides {
 			toPodItself, err1 := s.from.Measure(traffic.CRR, netip.AddrPortFrom(s.pod, direct), o.Turn)
@@ -155,6 +169,10 @@ func (o *Options) programming(ctx context.Context, r *lab.Run, l *lab.Lab) error
 		s, err := newSide(ctx, c.name, l.Nodes()[first-1+i], first+i)
 		if err == nil {
 			err = errors.Join(c.measure(ctx, r, s), s.close())
+		}
+		if err != nil && ctx.Err() == nil && c.name != lab.Nodeagent {
+			fmt.Fprintf(os.Stderr, "  left out: %s, %d services from nothing: %v\n", c.name, c.services, err)
+			err = nil
 		}
 		if err != nil {
 			return fmt.Errorf("%s, %d services from nothing: %w", c.name, c.services, err)

@@ -162,12 +162,13 @@ func (s *side) ends(client, server string, at netip.Addr) error {
 	return nil
 }
 
-// fillTo adds services up to n, and waits until all are programmed.
-func (s *side) fillTo(ctx context.Context, n, endpoints int) error {
+// fillTo adds services of one endpoint up to n, and waits until all are
+// programmed.
+func (s *side) fillTo(ctx context.Context, n int) error {
 	if n <= s.filled {
 		return nil
 	}
-	if err := s.api.put(s.box.Name, nil, fill(s.filled, n, endpoints, s.pod)...); err != nil {
+	if err := s.api.put(s.box.Name, nil, fill(s.filled, n, 1, s.pod)...); err != nil {
 		return err
 	}
 	first := s.filled
@@ -176,7 +177,7 @@ func (s *side) fillTo(ctx context.Context, n, endpoints int) error {
 }
 
 // patience is how long programming may take.
-const patience = 4 * time.Minute
+const patience = 2 * time.Minute
 
 // programmed waits until the sentinels among the services lead somewhere.
 func (s *side) programmed(ctx context.Context, first, last int) error {

@@ -62,7 +62,7 @@ func pin() error {
 
 func drive(in io.Reader, out io.Writer) error {
 	kinds := map[string]func(netip.AddrPort, time.Duration) (float64, error){
-		RR: roundTrips, CRR: connections, Stream: streaming, UDPRR: datagrams, Reach: reach,
+		RR: roundTrips, CRR: connections, Stream: streaming, UDPRR: datagrams, Reach: new(reacher).reach,
 	}
 	lines := bufio.NewScanner(in)
 	for lines.Scan() {

@@ -248,46 +248,4 @@ func datagrams(to netip.AddrPort, d time.Duration) (float64, error) {
 	return count(d, func() error { return trip(c) })
 }
 
-// reach starts a connection each millisecond until one is made: a lost first
-// packet is not what shall be waited for.
-func reach(to netip.AddrPort, limit time.Duration) (float64, error) {
-	family, sa := sockaddr(to)
-	begin := time.Now()
-	var tries []unix.PollFd
-	defer func() {
-		for _, t := range tries {
-			unix.Close(int(t.Fd)) //nolint:errcheck // a try
-		}
-	}()
-	for {
-		c, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-		if err != nil {
-			return 0, fmt.Errorf("open socket: %w", err)
-		}
-		unix.SetsockoptLinger(c, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}) //nolint:errcheck // only tidier with
-		tries = append(tries, unix.PollFd{Fd: int32(c), Events: unix.POLLOUT})            //nolint:gosec // a descriptor
-		if err := unix.Connect(c, sa); err == nil {
-			return since(begin), nil
-		}
-		if _, err := unix.Poll(tries, 1); err != nil && !errors.Is(err, unix.EINTR) {
-			return 0, fmt.Errorf("poll: %w", err)
-		}
-		kept := tries[:0]
-		for _, t := range tries {
-			if t.Revents&(unix.POLLERR|unix.POLLHUP) == 0 && t.Revents&unix.POLLOUT != 0 {
-				return since(begin), nil
-			}
-			if t.Revents != 0 || len(tries) > 500 && t.Fd == tries[0].Fd {
-				unix.Close(int(t.Fd)) //nolint:errcheck // refused, or too old
-				continue
-			}
-			kept = append(kept, t)
-		}
-		tries = kept
-		if time.Since(begin) > limit {
-			return 0, fmt.Errorf("%s cannot be reached", to)
-		}
-	}
-}
-
 func since(t time.Time) float64 { return float64(time.Since(t)) / float64(time.Millisecond) }

@@ -59,5 +59,19 @@ func (n *Node) startAlone(ctx context.Context) error {
 	if err := n.startRuntime(ctx); err != nil {
 		return err
 	}
-	return n.finishRuntime(cidrs)
+	if err := n.finishRuntime(cidrs); err != nil {
+		return err
+	}
+	return n.hideUnified(ctx)
+}
+
+// hideUnified takes the node's cgroup v2 mount beside v1 away when another OCI
+// runtime is to be measured: crun refuses a v2 that has a controller while the
+// others are on v1, as on machines that give it hugetlb.
+func (n *Node) hideUnified(ctx context.Context) error {
+	if n.c.OCI == "" || len(hierarchies()) == 1 {
+		return nil
+	}
+	_, err := n.Run(ctx, "umount", unifiedRoot())
+	return err
 }
