@@ -65,11 +65,21 @@ func mountMappedOverlay(m Mount, target string, flags uintptr, data []string, ns
 				clones = append(clones, fd)
 				parents[parent] = fd
 			}
-			dirs[j] = fmt.Sprintf("/proc/self/fd/%d%s", fd, strings.TrimPrefix(d, parent))
+			dirs[j] = fmt.Sprintf("%s/%d%s", descriptors(), fd, strings.TrimPrefix(d, parent))
 		}
 		mapped[i] = "lowerdir=" + strings.Join(dirs, ":")
 	}
 	return mountPlain(m, target, flags, mapped)
+}
+
+// descriptors is the directory that names the process's own. The container sees it in its mount table,
+// where programs look for "/proc" and shall find that one alone.
+func descriptors() string {
+	const dir = "/dev/fd"
+	if _, err := os.Stat(dir); err != nil {
+		return "/proc/self/fd"
+	}
+	return dir
 }
 
 // cloneMapped returns a detached, idmapped clone of the mount at a path.

@@ -109,6 +109,9 @@ func TestRootMappedLayers(t *testing.T) {
 		if c := strings.Count(string(mounts), " "+dir); c != 1 {
 			t.Errorf("%d layers: %d mounts in the table, want the root alone", n, c)
 		}
+		if i := strings.Index(string(mounts), " "+root+" "); i < 0 || strings.Contains(strings.SplitN(string(mounts)[i:], "\n", 2)[0], "/proc") {
+			t.Errorf("%d layers: the root's mount is not there or speaks of /proc", n)
+		}
 		if err := UnmountAll(root); err != nil {
 			t.Error(err)
 		}

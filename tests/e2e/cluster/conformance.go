@@ -17,16 +17,17 @@ import (
 const testImages = "registry.k8s.io/e2e-test-images/"
 
 // conformanceImages stand in for those of Kubernetes' own tests: cmd/web is the sh of most, their
-// nmeter and their set-user-id program, and one test reads os-release.
+// nmeter and nginx, and their set-user-id program, and one test reads os-release.
 func (c *Cluster) conformanceImages(ctx context.Context, applets map[string]string) ([]image, error) {
 	links := maps.Clone(applets)
 	delete(links, "bin/sh")
 	delete(links, "bin/bash")
 	texts := maps.Clone(accounts)
-	texts["etc/passwd"] += "user-defined-in-image:x:1000:1000::/home:/bin/sh\n"
+	texts["etc/passwd"] = strings.ReplaceAll(texts["etc/passwd"], "web:", "user-defined-in-image:")
 	texts["etc/group"] += "group-defined-in-image:x:50000:user-defined-in-image\n"
 	texts["etc/os-release"] = "NAME=\"Alpine Linux\"\nID=alpine\n"
 	texts["www/index.html"] = "<title>Welcome to nginx!</title>\n"
+	texts["var/run/keep"] = "\n"
 	texts["data.json"] = "{\"image\": \"kitten.jpg\"}\n"
 	web := filepath.Join(c.Bin, "web")
 	base := map[string]string{"bin/busybox": busyboxPath, "bin/bash": "/bin/bash-static", "bin/sh": web}
@@ -37,33 +38,32 @@ func (c *Cluster) conformanceImages(ctx context.Context, applets map[string]stri
 	if err != nil {
 		return nil, err
 	}
-	links["bin/nmeter"] = "sh"
+	links["bin/nmeter"], links["bin/nginx"] = "sh", "sh"
 	return append(agnhost, []image{
 		{refs: []string{"registry.k8s.io/pause:3.10.2"}, files: map[string]string{"pause": c.tool("pause")}, entrypoint: []string{"/pause"}, user: "65535:65535"},
 		{refs: []string{testImages + "busybox:1.37.0-2", testImages + "busybox:1.36.1-1"}, files: base, links: links, texts: texts, cmd: []string{"sh"}},
-		{refs: []string{testImages + "ipc-utils:1.4"}, files: base, links: links, texts: texts, cmd: []string{"sh"}},
 		{refs: []string{testImages + "kitten:1.8", testImages + "nautilus:1.8"}, files: base, links: links, texts: texts, cmd: serve},
-		{refs: []string{testImages + "nginx:1.27.0-2", testImages + "nginx:1.28.0-2"}, files: base, links: links, texts: texts, cmd: serve},
+		{refs: []string{testImages + "nginx:1.27.0-2", testImages + "nginx:1.28.0-2"}, files: base, links: links, texts: texts, cmd: []string{"/bin/nginx"}},
 		{refs: []string{testImages + "nonroot:1.5"}, files: base, links: links, texts: texts, entrypoint: []string{"id", "-u"}, user: "1234"},
 		{refs: []string{testImages + "nonewprivs:1.4"}, files: nnp, links: links, texts: texts, setuid: []string{"nnp"}, entrypoint: []string{"/nnp"}, user: "1000"},
 	}...), nil
 }
 
-// networkImages are those with the machine's own tools of the network, for busybox has no curl or
-// dig, its own nc and ip, and a wget that crashes with a timeout (Debian's 1.35, static).
+// networkImages are those with the machine's own tools of the network, for busybox has no curl,
+// dig or ipcs, its own nc and ip, and a wget that crashes with a timeout (Debian's 1.35, static).
 func (c *Cluster) networkImages(ctx context.Context, base, links, texts map[string]string) ([]image, error) {
 	files, links := maps.Clone(base), maps.Clone(links)
 	files["bin/sh"] = files["bin/bash"] // busybox's prefers its own nc
 	for path, program := range map[string]string{
 		"bin/curl": "/usr/bin/curl", "bin/nc": "/bin/nc.openbsd", "bin/ip": "/sbin/ip",
-		"bin/dig": "/usr/bin/dig", "bin/getent": "/usr/bin/getent", "bin/wget": "/usr/bin/wget",
+		"bin/dig": "/usr/bin/dig", "bin/getent": "/usr/bin/getent", "bin/wget": "/usr/bin/wget", "bin/ipcs": "/usr/bin/ipcs",
 	} {
 		delete(links, path)
 		if err := dynamic(ctx, files, path, program); err != nil {
 			return nil, err
 		}
 	}
-	glibc := image{refs: []string{testImages + "glibc-dns-testing:2.1.1"}, files: maps.Clone(files), links: maps.Clone(links), texts: texts, cmd: []string{"sh"}}
+	glibc := image{refs: []string{testImages + "glibc-dns-testing:2.1.1", testImages + "ipc-utils:1.4"}, files: maps.Clone(files), links: maps.Clone(links), texts: texts, cmd: []string{"sh"}}
 	if err := c.pki.issue("localhost", "localhost", nil, []string{"localhost"}); err != nil {
 		return nil, err
 	}

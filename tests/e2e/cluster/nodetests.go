@@ -101,7 +101,7 @@ func (n *Node) prepareTests(r ConformanceRun) (string, error) {
 		"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
 		"failCgroupV1": false, "cgroupDriver": "cgroupfs", "cgroupRoot": "/", "failSwapOn": false,
 		"oomScoreAdj": 0, "maxOpenFiles": 20000, "serializeImagePulls": false,
-		"resolvConf": "/etc/resolv.conf", "podCIDR": "10.100.0.0/24",
+		"resolvConf": "/etc/resolv.conf", "podCIDR": "10.100.0.0/24", "clusterDomain": clusterDomain,
 		"volumeStatsAggPeriod": "10s", "fileCheckFrequency": "10s", "evictionPressureTransitionPeriod": "30s",
 		"imageGCHighThresholdPercent": 100, "imageGCLowThresholdPercent": 99,
 		"evictionHard": map[string]string{"memory.available": "100Mi", "nodefs.available": "1%", "nodefs.inodesFree": "1%"},

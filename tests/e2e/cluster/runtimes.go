@@ -56,6 +56,11 @@ func (n *Node) startAlone(ctx context.Context) error {
 			otherHandler: map[string]any{"type": "io.containerd.nodeagent.v1", "binary": n.c.OCI},
 		}}
 	}
+	if n.c.alone { // Kubernetes' tests of a node have a RuntimeClass with it
+		n.c.AgentExtra["cri"] = map[string]any{"handlers": map[string]any{
+			"test-handler": map[string]any{"type": "io.containerd.nodeagent.v1"},
+		}}
+	}
 	if err := n.startRuntime(ctx); err != nil {
 		return err
 	}

@@ -144,7 +144,12 @@ func TestPortForward(t *testing.T) {
 		t.Fatal(err)
 	}
 	go func() { failed <- fw.ForwardPorts() }()
-	defer func() { close(stop); _ = <-failed }()
+	defer func() {
+		close(stop)
+		if err := <-failed; err != nil {
+			t.Log(err)
+		}
+	}()
 	select {
 	case <-ready:
 	case err := <-failed:

@@ -10,6 +10,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nodeagent/nodeagent/tests/e2e/cluster"
@@ -27,7 +29,7 @@ const usage = `usage: cluster COMMAND [flags]
   enter     run a command inside a node: cluster enter [--name NAME] NODE [COMMAND...]
   down      end a cluster and remove what is left of it
 
-flags of up and demo: --name --nodes --runtime --detach --base --tools --bin`
+flags of up and demo: --name --nodes --runtime --feature-gates --detach --base --tools --bin`
 
 type options struct {
 	cluster.Config
@@ -48,6 +50,7 @@ func parse(command string, args []string) (*options, error) {
 	f.StringVar(&o.Tools, "tools", o.Tools, "directory with the programs that make deps builds")
 	f.StringVar(&o.Dist, "dist", o.Dist, "directory of make package: its DaemonSet instead of bridge and kube-proxy (with --runtime containerd)")
 	f.StringVar(&o.Bin, "bin", o.Bin, "directory with the programs of this repository")
+	f.Func("feature-gates", "feature gates of every Kubernetes component: NAME=true,NAME=false", o.gates)
 	f.BoolVar(&o.detach, "detach", false, "go on in the background when the cluster is up")
 	focus := map[string]string{
 		"conformance": `\[sig-(node|network|storage)\].*\[Conformance\]`,
@@ -60,11 +63,28 @@ func parse(command string, args []string) (*options, error) {
 		f.IntVar(&o.tests.Procs, "procs", 4, "how many at once")
 		f.StringVar(&o.tests.Report, "report", "dist/"+command, "directory for the report")
 	}
+	if command == "node-tests" {
+		// Without a sandbox's container cAdvisor finds no network to report.
+		o.FeatureGates = map[string]bool{"PodAndContainerStatsFromCRI": true}
+	}
 	if err := f.Parse(args); err != nil {
 		return nil, err
 	}
 	o.args = f.Args()
 	return o, o.Validate()
+}
+
+func (o *options) gates(text string) error {
+	o.FeatureGates = map[string]bool{}
+	for kv := range strings.SplitSeq(text, ",") {
+		name, value, _ := strings.Cut(kv, "=")
+		on, err := strconv.ParseBool(value)
+		if err != nil {
+			return fmt.Errorf("feature gate %q: %w", kv, err)
+		}
+		o.FeatureGates[name] = on
+	}
+	return nil
 }
 
 func run(ctx context.Context, args []string) error {

@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"regexp"
 	"strings"
@@ -23,10 +24,19 @@ func standIn(name string) (bool, error) {
 	case "nmeter": // the only thing it is asked for: the time of day
 		_, err := fmt.Println(time.Now().UTC().Format("15:04:05.000"))
 		return true, err
+	case "nginx":
+		return true, nginx()
 	case "sh":
 		return true, shell()
 	}
 	return false, nil
+}
+
+// nginx says which process it is where tests look for it, and serves a directory.
+func nginx() error {
+	_ = os.WriteFile("/var/run/nginx.pid", fmt.Appendln(nil, os.Getpid()), 0o644) //nolint:gosec // the root may be read-only; others read it
+	srv := &http.Server{Addr: ":80", Handler: http.FileServer(http.Dir("/www")), ReadHeaderTimeout: 10 * time.Second}
+	return srv.ListenAndServe()
 }
 
 // shell becomes busybox's, whose words some tests expect; or bash where the environment has names
