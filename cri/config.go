@@ -72,6 +72,9 @@ type Handler struct {
 	CgroupWritable bool `yaml:"cgroupWritable"`
 	// Exec says who makes the processes of exec: see ExecDirect and ExecRuntime; empty means ExecDirect.
 	Exec string `yaml:"exec"`
+	// PodsPerShim lets that many pods have one process of nodeagent's own shim; 0 and 1 give each its own. When a shim
+	// dies, all containers of its pods die.
+	PodsPerShim int `yaml:"podsPerShim"`
 }
 
 // Ways to make the process of an exec.
@@ -115,26 +118,36 @@ func (c Config) Validate() error {
 		if name == "" {
 			errs = append(errs, errors.New("handlers: a handler has no name"))
 		}
-		if h.Type == "" {
-			errs = append(errs, fmt.Errorf("handlers[%s].type: must not be empty", name))
-		}
-		if h.Sandbox != "" {
-			if err := sandbox.CheckMode(h.Sandbox); err != nil {
-				errs = append(errs, fmt.Errorf("handlers[%s].sandbox: %w", name, err))
-			}
-		}
-		if h.Exec != "" && h.Exec != ExecDirect && h.Exec != ExecRuntime {
-			errs = append(errs, fmt.Errorf("handlers[%s].exec: %q is neither %s nor %s", name, h.Exec, ExecDirect, ExecRuntime))
-		}
-		if h.Path != "" && !filepath.IsAbs(h.Path) {
-			errs = append(errs, fmt.Errorf("handlers[%s].path: %q is not an absolute path", name, h.Path))
-		}
+		errs = append(errs, h.validate(name)...)
 	}
 	errs = append(errs, within("sandbox", c.Sandbox.Validate()), within("container", c.Container.Validate()),
 		within("image", c.Image.Validate()), within("stream", c.Stream.Validate()),
 		within("stats", c.Stats.Validate()), within("nri", c.NRI.Validate()),
 		within("policy", c.Policy.Validate()))
 	return errors.Join(errs...)
+}
+
+// validate reports the faults of the handler with a name.
+func (h Handler) validate(name string) []error {
+	var errs []error
+	if h.Type == "" {
+		errs = append(errs, fmt.Errorf("handlers[%s].type: must not be empty", name))
+	}
+	if h.Sandbox != "" {
+		if err := sandbox.CheckMode(h.Sandbox); err != nil {
+			errs = append(errs, fmt.Errorf("handlers[%s].sandbox: %w", name, err))
+		}
+	}
+	if h.PodsPerShim < 0 {
+		errs = append(errs, fmt.Errorf("handlers[%s].podsPerShim: %d is negative", name, h.PodsPerShim))
+	}
+	if h.Exec != "" && h.Exec != ExecDirect && h.Exec != ExecRuntime {
+		errs = append(errs, fmt.Errorf("handlers[%s].exec: %q is neither %s nor %s", name, h.Exec, ExecDirect, ExecRuntime))
+	}
+	if h.Path != "" && !filepath.IsAbs(h.Path) {
+		errs = append(errs, fmt.Errorf("handlers[%s].path: %q is not an absolute path", name, h.Path))
+	}
+	return errs
 }
 
 // within prefixes each of the joined faults with the field that holds them.
@@ -175,6 +188,7 @@ func (h Handler) runtime(cgroupDriver string) containerd.Runtime {
 	return containerd.Runtime{
 		Type: h.Type, Path: h.Path, Binary: h.Binary, Root: h.Root,
 		SystemdCgroup: cgroupDriver == CgroupDriverSystemd, Joins: h.Type == containerd.ShimType,
+		PodsPerShim: h.PodsPerShim,
 	}
 }
 

@@ -61,3 +61,70 @@ func TestRootShimPrestarted(t *testing.T) {
 		t.Errorf("shims of the sandbox: %v", got)
 	}
 }
+
+// TestRootShimShared puts two pods under each shim, over a restart of the daemon, and kills one shim: its pods' containers end and
+// no other's.
+func TestRootShimShared(t *testing.T) {
+	r := newShimRig(t)
+	r.stop()
+	h := r.cfg.Handlers["runc"]
+	h.PodsPerShim = 2
+	r.cfg.Handlers["dense"] = h
+	r.start()
+	shims := func() int { return len(processes(t, "-lifeline", "-id\x00dense-")) }
+	var sandboxes, ids []string
+	run := func(name string) int {
+		pod := r.pod(name)
+		resp, err := r.rt.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: pod, RuntimeHandler: "dense"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		id := r.run(resp.PodSandboxId, pod, r.shell(name, "echo hello; exec sleep 1000"))
+		sandboxes, ids = append(sandboxes, resp.PodSandboxId), append(ids, id)
+		return parent(t, r.pid(id))
+	}
+	one, two, three := run("one"), run("two"), run("three")
+	r.stop()
+	r.start()
+	four := run("four")
+	if one != two || three != four || one == three || shims() != 2 {
+		t.Errorf("shims %d %d %d %d, %d processes", one, two, three, four, shims())
+	}
+	r.killShim(one, ids[:2], ids[2:])
+	if five := run("five"); five == one || five == three {
+		t.Errorf("the fifth pod has shim %d of %d and %d", five, one, three)
+	}
+	r.removePods(sandboxes)
+	r.eventually("the shims end with their last pods", func() bool { return shims() == 0 })
+	if left, err := filepath.Glob(filepath.Join(r.daemon.Dir, "na/shims/*")); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+func (r *rig) removePods(ids []string) {
+	r.t.Helper()
+	for _, id := range ids {
+		if _, err := r.rt.RemovePodSandbox(r.t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+}
+
+// killShim kills a shim with its containers, and sees that others live.
+func (r *rig) killShim(pid int, its, others []string) {
+	r.t.Helper()
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		r.t.Fatal(err)
+	}
+	for _, id := range its {
+		if st := r.exited(id); st.ExitCode != 137 && st.ExitCode != 255 { // known to the shim's delete, or to nobody
+			r.t.Errorf("container of a killed shim: %v", st)
+		}
+	}
+	for _, id := range others {
+		resp, err := r.rt.ExecSync(r.t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"echo", "hi"}, Timeout: 20})
+		if err != nil || string(resp.Stdout) != "hi\n" {
+			r.t.Errorf("container of another shim: %v, %v", resp, err)
+		}
+	}
+}

@@ -113,6 +113,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Server, error) {
 	}
 	s.shims = &shim.Launcher{
 		Containerd: deps.Containerd.Address(), Runtime: s.handlers.ownShim, Log: deps.Log,
+		SharedDir:  filepath.Join(cfg.Sandbox.StateDir, "shims"),
 		SandboxDir: func(id string) string { return string(s.sandboxes.Dir(id)) },
 	}
 	stages := &steps.Stages{Record: s.metrics.stage, Log: deps.Log}

@@ -65,6 +65,9 @@ func serve(ctx context.Context, f flags) error {
 	}
 	s := task.New(deps)
 	if f.lifeline {
+		if err := s.ServeLinks(filepath.Dir(l.Addr().String())); err != nil {
+			return err
+		}
 		go await(os.NewFile(lifelineFD, "lifeline"), s.Release)
 	}
 	server := &ttrpc.Server{Methods: s.Methods()}

@@ -30,6 +30,8 @@ type Runtime struct {
 	// Joins says that tasks may be made in a shim that runs already, and Address which.
 	Joins   bool
 	Address string
+	// PodsPerShim is how many pods have one shim, 0 and 1 meaning one.
+	PodsPerShim int
 	// RestoreFrom is a directory of CRIU's images that the task goes on from; "" for a new one.
 	RestoreFrom string
 	// ConfigPath is handed to shims that read a configuration file of their own.

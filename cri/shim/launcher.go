@@ -36,9 +36,12 @@ type Launcher struct {
 	Containerd string
 	// Runtime finds a handler's runtime; false when it has not nodeagent's own shim.
 	Runtime func(handler string) (containerd.Runtime, bool)
-	// SandboxDir is the directory of a sandbox.
+	// SandboxDir is the directory of a sandbox, SharedDir that of the shims of several pods.
 	SandboxDir func(id string) string
+	SharedDir  string
 	Log        *slog.Logger
+
+	sharing sync.Mutex // held while pods enter and leave shared shims
 
 	mu      sync.Mutex // guards waiting
 	waiting map[string]*waiting
@@ -75,7 +78,12 @@ func (l *Launcher) Prepare(ctx context.Context, sandboxID, handler string) {
 	l.mu.Unlock()
 	go func() {
 		defer close(w.started)
-		if w.err = l.start(w, sandboxID, rt); w.err != nil {
+		if rt.PodsPerShim > 1 {
+			w.err = l.share(ctx, w, sandboxID, handler, rt)
+		} else {
+			w.err = l.start(w, l.SandboxDir(sandboxID), sandboxID, rt)
+		}
+		if w.err != nil {
 			l.Log.DebugContext(ctx, "containerd has to start the pod's shim", "sandbox", sandboxID, "err", w.err)
 		}
 	}()
@@ -84,15 +92,15 @@ func (l *Launcher) Prepare(ctx context.Context, sandboxID, handler string) {
 // Join returns the address of a sandbox's shim for a container that is about to be made in it, or "" when containerd has to find
 // or start it.
 func (l *Launcher) Join(ctx context.Context, sandboxID, handler string) string {
-	address := "ttrpc+unix://" + l.socket(sandboxID)
-	for range 2 {
+	for range 3 {
 		l.mu.Lock()
 		w := l.waiting[sandboxID]
 		l.mu.Unlock()
 		if w == nil {
 			if l.expect(ctx, sandboxID) {
-				return address
+				return l.address(sandboxID)
 			}
+			l.leave(sandboxID)
 			l.Prepare(ctx, sandboxID, handler)
 			continue
 		}
@@ -106,7 +114,7 @@ func (l *Launcher) Join(ctx context.Context, sandboxID, handler string) string {
 			l.Release(sandboxID) // it was killed; another one takes its place
 		default:
 			if w.err == nil {
-				return address
+				return l.address(sandboxID)
 			}
 			l.Release(sandboxID)
 			return ""
@@ -115,11 +123,14 @@ func (l *Launcher) Join(ctx context.Context, sandboxID, handler string) string {
 	return ""
 }
 
-// Joined says that a sandbox's shim has a container: from now on it looks after itself.
-func (l *Launcher) Joined(sandboxID string) { l.Release(sandboxID) }
-
-// Release lets go of a sandbox's shim, which ends if it has no container. There may be none.
+// Release lets go of a sandbox's shim, which ends if it has no container of any pod. There may be none.
 func (l *Launcher) Release(sandboxID string) {
+	l.Joined(sandboxID)
+	l.leave(sandboxID)
+}
+
+// Joined says that a sandbox's shim has a container: from now on it looks after itself.
+func (l *Launcher) Joined(sandboxID string) {
 	l.mu.Lock()
 	w := l.waiting[sandboxID]
 	delete(l.waiting, sandboxID)
@@ -142,8 +153,17 @@ func (l *Launcher) Close() {
 	}
 	l.mu.Unlock()
 	for _, id := range ids {
-		l.Release(id)
+		l.Joined(id)
 	}
+}
+
+// address is how containerd reaches a sandbox's shim.
+func (l *Launcher) address(sandboxID string) string {
+	path := l.socket(sandboxID)
+	if shared, err := os.Readlink(path); err == nil {
+		path = shared // it outlives the sandbox's directory
+	}
+	return "ttrpc+unix://" + path
 }
 
 func (l *Launcher) socket(sandboxID string) string {
@@ -155,7 +175,11 @@ func (l *Launcher) expect(ctx context.Context, sandboxID string) bool {
 	if _, err := os.Stat(l.socket(sandboxID)); err != nil {
 		return false // another one may run, which containerd knows
 	}
-	conn, err := link.Dial(ctx, l.SandboxDir(sandboxID))
+	return l.expectIn(ctx, filepath.Dir(strings.TrimPrefix(l.address(sandboxID), "ttrpc+unix://")))
+}
+
+func (l *Launcher) expectIn(ctx context.Context, dir string) bool {
+	conn, err := link.Dial(ctx, dir)
 	if err != nil {
 		return false
 	}
@@ -168,12 +192,12 @@ func (l *Launcher) expect(ctx context.Context, sandboxID string) bool {
 	return err == nil && answer.Error == ""
 }
 
-// start starts the shim with its socket, and a pipe that holds it.
-func (l *Launcher) start(w *waiting, sandboxID string, rt containerd.Runtime) (retErr error) {
+// start starts a shim with its socket in a directory, and a pipe that holds it.
+func (l *Launcher) start(w *waiting, dir, name string, rt containerd.Runtime) (retErr error) {
 	if info, err := os.Stat(l.Containerd + ".ttrpc"); err != nil || info.Mode()&os.ModeSocket == 0 {
 		return fmt.Errorf("containerd's socket for events: %w", errors.Join(err, unix.ENOENT))
 	}
-	path := l.socket(sandboxID)
+	path := filepath.Join(dir, TaskSocket)
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("replace socket: %w", err)
 	}
@@ -201,7 +225,7 @@ func (l *Launcher) start(w *waiting, sandboxID string, rt containerd.Runtime) (r
 		return fmt.Errorf("make lifeline: %w", err)
 	}
 	defer func() { _ = r.Close() }()
-	if err := l.spawn(w, sandboxID, rt, file, r); err != nil {
+	if err := l.spawn(w, name, rt, file, r); err != nil {
 		_ = lifeline.Close()
 		return err
 	}
@@ -209,13 +233,13 @@ func (l *Launcher) start(w *waiting, sandboxID string, rt containerd.Runtime) (r
 	return nil
 }
 
-func (l *Launcher) spawn(w *waiting, sandboxID string, rt containerd.Runtime, sock, lifeline *os.File) error {
+func (l *Launcher) spawn(w *waiting, name string, rt containerd.Runtime, sock, lifeline *os.File) error {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = null.Close() }()
-	args := []string{rt.Path, "-namespace", containerd.Namespace, "-id", sandboxID, "-address", l.Containerd, "-lifeline"}
+	args := []string{rt.Path, "-namespace", containerd.Namespace, "-id", name, "-address", l.Containerd, "-lifeline"}
 	p, err := os.StartProcess(rt.Path, args, &os.ProcAttr{
 		Dir:   "/",
 		Env:   append(os.Environ(), "GOMAXPROCS=1", "TTRPC_ADDRESS="+l.Containerd+".ttrpc"),

@@ -135,8 +135,8 @@ type linkServer struct {
 	l net.Listener
 }
 
-// serveLinks listens in a pod's directory, once.
-func (s *Service) serveLinks(dir string) error {
+// ServeLinks listens for the daemon in a directory, a pod's or the shim's own, once.
+func (s *Service) ServeLinks(dir string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.links[dir] != nil {

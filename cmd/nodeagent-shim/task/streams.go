@@ -131,7 +131,7 @@ func (c *container) openOutput(r *request) error {
 	if c.log, err = logs.Open(out.Log, logs.Options{MaxSize: out.MaxSize}); err != nil {
 		return err
 	}
-	return c.s.serveLinks(out.Dir)
+	return c.s.ServeLinks(out.Dir)
 }
 
 // open opens the process's streams; with a terminal it returns the socket on which that arrives.
