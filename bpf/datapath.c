@@ -18,6 +18,7 @@
 #include "lib/mode.h"
 #include "lib/parse.h"
 #include "lib/pkt.h"
+#include "lib/policy.h"
 #include "lib/rate.h"
 #include "lib/relay.h"
 #include "lib/service.h"
@@ -61,6 +62,8 @@ static __always_inline int incoming(struct __sk_buff *skb, __u8 hook)
 		ret = service(&pkt, hook == HOOK_POD ? SCOPE_CLUSTER : SCOPE_OUTSIDE);
 	if (!ret && cfg_svc_reset && hook == HOOK_POD)
 		sock_tag(skb, &pkt);
+	if (!ret && !pkt.known)
+		ret = policy(&pkt);
 	if (!ret)
 		ret = forward(skb, &pkt);
 	if (!ret)
@@ -68,7 +71,11 @@ static __always_inline int incoming(struct __sk_buff *skb, __u8 hook)
 	return verdict(skb, &pkt, ret);
 }
 
-/* What this node's kernel sends is only recognized: replies are turned back. */
+/*
+ * What this node's kernel sends is only recognized: replies are turned back.
+ * The node itself may speak to its pods, whatever their policies; what it routes
+ * to them for others is judged.
+ */
 static __always_inline int outgoing(struct __sk_buff *skb, __u8 hook)
 {
 	struct pkt pkt = { .hook = hook, .act = PASS_HOST };
@@ -81,6 +88,8 @@ static __always_inline int outgoing(struct __sk_buff *skb, __u8 hook)
 		ret = conntrack(&pkt);
 	if (!ret && hook == HOOK_TONET && skb->ingress_ifindex)
 		ret = masquerade(skb, &pkt);
+	if (!ret && !pkt.known && hook == HOOK_TOPOD && skb->ingress_ifindex)
+		ret = policy_routed(&pkt);
 	return verdict(skb, &pkt, ret);
 }
 
@@ -134,8 +143,7 @@ int to_pod(struct __sk_buff *skb)
 SEC("tc")
 int to_net(struct __sk_buff *skb)
 {
-	return skb->ingress_ifindex && mode_get() == MODE_OURS ? ACT_OK
-							       : outgoing(skb, HOOK_TONET);
+	return skb->ingress_ifindex && mode_get() == MODE_OURS ? ACT_OK : outgoing(skb, HOOK_TONET);
 }
 
 SEC("tc")

@@ -183,6 +183,22 @@ type DatapathPeer struct {
 	Svc  uint32
 }
 
+type DatapathPolKey struct {
+	_        structs.HostLayout
+	Bits     uint32
+	Profile  uint32
+	Identity uint32
+	Proto    uint8
+	Pad      uint8
+	Port     uint16
+}
+
+type DatapathProfile struct {
+	_       structs.HostLayout
+	Ingress uint32
+	Egress  uint32
+}
+
 type DatapathRangeKey struct {
 	_    structs.HostLayout
 	Bits uint32
@@ -220,6 +236,8 @@ const (
 	DatapathReasonDROP_RATE       DatapathReason = 44
 	DatapathReasonDROP_SOURCE     DatapathReason = 45
 	DatapathReasonDROP_RELATED    DatapathReason = 46
+	DatapathReasonDROP_EGRESS     DatapathReason = 47
+	DatapathReasonDROP_INGRESS    DatapathReason = 48
 	DatapathReasonREASON_MAX      DatapathReason = 64
 )
 
@@ -350,12 +368,16 @@ const (
 	DatapathMapEps           = "eps"
 	DatapathMapEvents        = "events"
 	DatapathMapFrags         = "frags"
+	DatapathMapGuard         = "guard"
+	DatapathMapIdentities    = "identities"
 	DatapathMapModes         = "modes"
+	DatapathMapProfiles      = "profiles"
 	DatapathMapRanges        = "ranges"
 	DatapathMapRates         = "rates"
 	DatapathMapRecallBufs    = "recall_bufs"
 	DatapathMapRelays        = "relays"
 	DatapathMapRoutes        = "routes"
+	DatapathMapRules         = "rules"
 	DatapathMapSkPeer        = "sk_peer"
 	DatapathMapSkUdp         = "sk_udp"
 	DatapathMapStage         = "stage"
@@ -471,12 +493,16 @@ type DatapathMapSpecs struct {
 	Eps        *ebpf.MapSpec `ebpf:"eps"`
 	Events     *ebpf.MapSpec `ebpf:"events"`
 	Frags      *ebpf.MapSpec `ebpf:"frags"`
+	Guard      *ebpf.MapSpec `ebpf:"guard"`
+	Identities *ebpf.MapSpec `ebpf:"identities"`
 	Modes      *ebpf.MapSpec `ebpf:"modes"`
+	Profiles   *ebpf.MapSpec `ebpf:"profiles"`
 	Ranges     *ebpf.MapSpec `ebpf:"ranges"`
 	Rates      *ebpf.MapSpec `ebpf:"rates"`
 	RecallBufs *ebpf.MapSpec `ebpf:"recall_bufs"`
 	Relays     *ebpf.MapSpec `ebpf:"relays"`
 	Routes     *ebpf.MapSpec `ebpf:"routes"`
+	Rules      *ebpf.MapSpec `ebpf:"rules"`
 	SkPeer     *ebpf.MapSpec `ebpf:"sk_peer"`
 	SkUdp      *ebpf.MapSpec `ebpf:"sk_udp"`
 	Stage      *ebpf.MapSpec `ebpf:"stage"`
@@ -532,12 +558,16 @@ type DatapathMaps struct {
 	Eps        *ebpf.Map `ebpf:"eps"`
 	Events     *ebpf.Map `ebpf:"events"`
 	Frags      *ebpf.Map `ebpf:"frags"`
+	Guard      *ebpf.Map `ebpf:"guard"`
+	Identities *ebpf.Map `ebpf:"identities"`
 	Modes      *ebpf.Map `ebpf:"modes"`
+	Profiles   *ebpf.Map `ebpf:"profiles"`
 	Ranges     *ebpf.Map `ebpf:"ranges"`
 	Rates      *ebpf.Map `ebpf:"rates"`
 	RecallBufs *ebpf.Map `ebpf:"recall_bufs"`
 	Relays     *ebpf.Map `ebpf:"relays"`
 	Routes     *ebpf.Map `ebpf:"routes"`
+	Rules      *ebpf.Map `ebpf:"rules"`
 	SkPeer     *ebpf.Map `ebpf:"sk_peer"`
 	SkUdp      *ebpf.Map `ebpf:"sk_udp"`
 	Stage      *ebpf.Map `ebpf:"stage"`
@@ -556,12 +586,16 @@ func (m *DatapathMaps) Close() error {
 		m.Eps,
 		m.Events,
 		m.Frags,
+		m.Guard,
+		m.Identities,
 		m.Modes,
+		m.Profiles,
 		m.Ranges,
 		m.Rates,
 		m.RecallBufs,
 		m.Relays,
 		m.Routes,
+		m.Rules,
 		m.SkPeer,
 		m.SkUdp,
 		m.Stage,

@@ -24,6 +24,8 @@ type Config struct {
 	SocketServices bool `yaml:"socketServices"`
 	// Services serves Kubernetes services; false leaves them to kube-proxy.
 	Services bool `yaml:"services"`
+	// Policies enforces Kubernetes network policies.
+	Policies bool `yaml:"policies"`
 	// Uplinks are interfaces with a way out; empty: those of the default routes
 	// and those that carry an address of the node.
 	Uplinks []string `yaml:"uplinks"`
@@ -79,6 +81,9 @@ type MapSizes struct {
 	Backends  uint32 `yaml:"backends"`
 	Routes    uint32 `yaml:"routes"`
 	Affinity  uint32 `yaml:"affinity"`
+	// Identities and Rules are network policy's.
+	Identities uint32 `yaml:"identities"`
+	Rules      uint32 `yaml:"rules"`
 }
 
 // Timeouts after which an idle flow is forgotten.
@@ -103,12 +108,13 @@ func Default() Config {
 		BPFFS:          "/sys/fs/bpf/nodeagent",
 		SocketServices: true,
 		Services:       true,
+		Policies:       true,
 		Tunnel:         TunnelConfig{Port: 8472, VNI: 1, Device: "nvx0"},
 		SNATPorts:      PortRange{Min: 61000, Max: 65535},
 		ServiceOptions: ServiceOptions{Metrics: true, MaxMetrics: 1024},
 		Maps: MapSizes{
 			Conntrack: 131072, Endpoints: 4096, Services: 65536,
-			Backends: 262144, Routes: 65536, Affinity: 16384,
+			Backends: 262144, Routes: 65536, Affinity: 16384, Identities: 131072, Rules: 131072,
 		},
 		Timeouts: Timeouts{
 			TCPSyn: time.Minute, TCPEstablished: 8000 * time.Second, TCPClosing: 20 * time.Second,
@@ -165,6 +171,8 @@ func (m MapSizes) validate() []error {
 		{"backends", m.Backends, 64},
 		{"routes", m.Routes, 64},
 		{"affinity", m.Affinity, 64},
+		{"identities", m.Identities, 64},
+		{"rules", m.Rules, 64},
 	} {
 		if f.got < f.low || f.got > 1<<24 {
 			errs = append(errs, fmt.Errorf("maps.%s: %d is not between %d and %d", f.name, f.got, f.low, 1<<24))

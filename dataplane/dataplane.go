@@ -24,6 +24,9 @@ import (
 // ErrNotStarted says that the verb needs the kernel, and Start has not returned yet.
 var ErrNotStarted = errors.New("data path not started")
 
+// ErrPolicies says that it is not known yet which network policies isolate a pod.
+var ErrPolicies = errors.New("network policies are not known")
+
 // Deps are what the data path needs from others.
 type Deps struct {
 	Log *slog.Logger
@@ -31,6 +34,9 @@ type Deps struct {
 	Object func() (*ebpf.CollectionSpec, error)
 	// OnUpgrade is called before each step of an upgrade of maps; nil: nobody asks.
 	OnUpgrade func(step string)
+	// Policies says that somebody will tell of network policies: until then no
+	// new endpoint is let in whose isolation may depend on them.
+	Policies bool
 }
 
 // Dataplane holds the desired state and makes the kernel agree with it. All
@@ -87,6 +93,9 @@ type Dataplane struct {
 	forgotten map[int]bool // those that are gone, or going
 	purge     map[netip.Addr]bool
 	limits    map[string]uint32 // endpoint id to slot of the bandwidth map
+	pruned    bool              // somebody said which endpoints there are
+
+	policies policies
 
 	// svcMu guards the services and their table. Taken after mu, if both.
 	svcMu    sync.Mutex
@@ -110,6 +119,7 @@ func New(cfg Config, deps Deps) (*Dataplane, error) {
 		cfg:         cfg,
 		deps:        deps,
 		log:         deps.Log,
+		policies:    newPolicies(),
 		hostChanged: make(chan struct{}, 1),
 		podsChanged: make(chan struct{}, 1),
 		sweepNow:    make(chan struct{}, 1),
@@ -157,18 +167,14 @@ func (d *Dataplane) Start(ctx context.Context) (retErr error) {
 	for _, name := range d.kernel.Renewed {
 		d.log.ErrorContext(ctx, "map of an earlier layout was made anew", "map", name)
 	}
-	d.eps = maps.NewEndpoints(d.kernel.Eps)
-	d.routes = maps.NewRoutes(d.kernel.Routes)
-	d.ups = maps.NewUplinks(d.kernel.Uplinks)
-	d.flows = maps.NewConntrack(d.kernel.Ct)
-	d.rates = maps.NewRates(d.kernel.Rates)
-	d.sockets = maps.NewSockets(d.kernel.SkUdp)
-	d.stats = maps.NewStats(d.kernel.SvcStats)
-	d.affinity = maps.NewAffinity(d.kernel.Aff)
+	d.openMaps()
 	if err := d.stats.Init(); err != nil {
 		return err
 	}
 	if err := d.bumpEpoch(); err != nil {
+		return err
+	}
+	if err := d.takeOverPolicies(); err != nil {
 		return err
 	}
 	if err := d.takeOver(ctx); err != nil {
@@ -199,6 +205,18 @@ func (d *Dataplane) Start(ctx context.Context) (retErr error) {
 	return nil
 }
 
+// openMaps wraps the maps that are loaded.
+func (d *Dataplane) openMaps() {
+	d.eps = maps.NewEndpoints(d.kernel.Eps)
+	d.routes = maps.NewRoutes(d.kernel.Routes)
+	d.ups = maps.NewUplinks(d.kernel.Uplinks)
+	d.flows = maps.NewConntrack(d.kernel.Ct)
+	d.rates = maps.NewRates(d.kernel.Rates)
+	d.sockets = maps.NewSockets(d.kernel.SkUdp)
+	d.stats = maps.NewStats(d.kernel.SvcStats)
+	d.affinity = maps.NewAffinity(d.kernel.Aff)
+}
+
 // options are the constants and sizes that the configuration asks for.
 func (d *Dataplane) options(cookie uint64) attach.Options {
 	m := d.cfg.Maps
@@ -209,6 +227,7 @@ func (d *Dataplane) options(cookie uint64) attach.Options {
 		Sizes: map[string]uint32{
 			"ct": m.Conntrack, "eps": m.Endpoints, "svc": m.Services, "be": m.Backends,
 			"routes": m.Routes, "aff": m.Affinity, "rates": 2*m.Endpoints + 2, "svc_stats": d.cfg.ServiceOptions.MaxMetrics + 1,
+			"profiles": 2 * m.Endpoints, "identities": m.Identities, "rules": m.Rules,
 		},
 		Constants: map[string]any{
 			"cfg_services":    d.cfg.Services,

@@ -25,20 +25,32 @@ func (d *Dataplane) PrepareLink(_ context.Context, ifindex int) error {
 }
 
 // UpdateEndpoint brings an endpoint into the data path, or changes it: when it
-// returns, the pod can send and receive. Its link must exist. An address that
+// returns, the pod can send and receive, as its network policies allow. Its link must exist. An address that
 // belonged to another endpoint belongs to this one from now on.
 func (d *Dataplane) UpdateEndpoint(ctx context.Context, ep Endpoint) error {
 	if err := ep.validate(); err != nil {
 		return err
 	}
+	// Programs first: no packet may pass without them.
+	if err := d.PrepareLink(ctx, ep.IfIndex); err != nil {
+		return fmt.Errorf("endpoint %s: %w", ep.ID, err)
+	}
+	if err := d.awaitPolicies(ctx, ep); err != nil {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.forget(ep.IfIndex)
+		return fmt.Errorf("endpoint %s: %w", ep.ID, err)
+	}
+	// Nobody compiles without it until it is in place.
+	d.policies.mu.Lock()
+	defer d.policies.mu.Unlock()
+	if err := d.compilePolicies(ctx, &ep); err != nil {
+		return fmt.Errorf("endpoint %s: %w", ep.ID, err)
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !d.started {
 		return ErrNotStarted
-	}
-	// Programs first: no packet may pass without them.
-	if err := d.attach(ep.IfIndex); err != nil {
-		return fmt.Errorf("endpoint %s: %w", ep.ID, err)
 	}
 	old, known := d.endpoints[ep.ID]
 	moved, err := d.putAddrs(ep)
@@ -213,6 +225,7 @@ func (d *Dataplane) PruneEndpoints(ctx context.Context, keep []string) error {
 	if !d.started {
 		return ErrNotStarted
 	}
+	d.pruned = true
 	var errs []error
 	for id := range d.endpoints {
 		if !want[id] {

@@ -14,12 +14,14 @@ import (
 	"os/exec"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/nodeagent/nodeagent/dataplane/policy"
 	"github.com/nodeagent/nodeagent/dataplane/service"
 )
 
@@ -65,6 +67,7 @@ func (h *host) startAgent(tb testing.TB) {
 	sc.Buffer(nil, 1<<24)
 	h.agent = &agent{cmd: cmd, in: in, out: sc}
 	h.agent.must(tb, "SetNode", h.node)
+	h.agent.must(tb, "ExpectPolicies", h.policies)
 	if h.dieAt == "" {
 		h.agent.must(tb, "Start", h.cfg)
 		return
@@ -83,8 +86,8 @@ const (
 )
 
 // labDeps are what the environment asks for.
-func labDeps(log *slog.Logger) Deps {
-	deps := Deps{Log: log}
+func labDeps(log *slog.Logger, policies bool) Deps {
+	deps := Deps{Log: log, Policies: policies}
 	if path := os.Getenv(labObject); path != "" {
 		deps.Object = func() (*ebpf.CollectionSpec, error) { return ebpf.LoadCollectionSpec(path) }
 	}
@@ -163,6 +166,7 @@ func agentMain() int {
 	ctx := context.Background()
 	var d *Dataplane
 	var node Node
+	var policies bool
 	level := slog.LevelError
 	if os.Getenv("NODEAGENT_LAB_DEBUG") != "" {
 		level = slog.LevelDebug
@@ -177,12 +181,9 @@ func agentMain() int {
 		if err == nil {
 			switch c.Verb {
 			case "Start":
-				var cfg Config
-				if err = json.Unmarshal(c.Args, &cfg); err == nil {
-					if d, err = New(cfg, labDeps(log)); err == nil {
-						err = errors.Join(d.SetNode(ctx, node), d.Start(ctx))
-					}
-				}
+				d, err = agentStart(ctx, c.Args, node, labDeps(log, policies))
+			case "ExpectPolicies":
+				err = json.Unmarshal(c.Args, &policies)
 			case "SetNode":
 				node = Node{}
 				if err = json.Unmarshal(c.Args, &node); err == nil && d != nil {
@@ -207,6 +208,18 @@ func agentMain() int {
 		}
 	}
 	return 0
+}
+
+func agentStart(ctx context.Context, raw json.RawMessage, node Node, deps Deps) (*Dataplane, error) {
+	var cfg Config
+	if err := json.Unmarshal(raw, &cfg); err != nil {
+		return nil, err
+	}
+	d, err := New(cfg, deps)
+	if err != nil {
+		return nil, err
+	}
+	return d, errors.Join(d.SetNode(ctx, node), d.Start(ctx))
 }
 
 func with[T any](raw json.RawMessage, fn func(T) error) error {
@@ -244,13 +257,19 @@ func agentAsk(d *Dataplane, c labCall) (json.RawMessage, error) {
 func agentCall(ctx context.Context, d *Dataplane, c labCall) error {
 	switch c.Verb {
 	case "UpdateEndpoint":
-		return with(c.Args, func(ep Endpoint) error { return d.UpdateEndpoint(ctx, ep) })
+		short, cancel := context.WithTimeout(ctx, 2*time.Second) // is how long it waits for policies
+		defer cancel()
+		return with(c.Args, func(ep Endpoint) error { return d.UpdateEndpoint(short, ep) })
 	case "PrepareLink":
 		return with(c.Args, func(idx int) error { return d.PrepareLink(ctx, idx) })
 	case "DeleteEndpoint":
 		return with(c.Args, func(id string) error { return d.DeleteEndpoint(ctx, id) })
 	case "PruneEndpoints":
 		return with(c.Args, func(ids []string) error { return d.PruneEndpoints(ctx, ids) })
+	case "ReplacePolicyObjects":
+		return with(c.Args, func(o policy.Objects) error { return d.ReplacePolicyObjects(ctx, o) })
+	case "UpdatePolicyObjects":
+		return with(c.Args, func(o policy.Objects) error { return d.UpdatePolicyObjects(ctx, o, policy.Names{}) })
 	case "UpdatePeers":
 		return with(c.Args, func(p []Peer) error { return d.UpdatePeers(ctx, p) })
 	case "UpdateServices":

@@ -140,6 +140,8 @@ type host struct {
 	object string // programs of its agents; empty: those that are built in
 	dieAt  string // step of an upgrade at which they kill themselves
 	pods   map[string]*pod
+	// policies: the agent waits for them, if it is started anew
+	policies bool
 }
 
 // pod is a pod of the laboratory, wired as the CNI does it.
@@ -219,7 +221,7 @@ func (l *lab) newHost(tb testing.TB, i int) *host {
 	h.cfg = Default()
 	h.cfg.BPFFS = filepath.Join(h.bpffs, "na")
 	h.cfg.Cgroup = h.cgroup
-	h.cfg.Maps = MapSizes{Conntrack: 8192, Endpoints: 256, Services: 4096, Backends: 16384, Routes: 1024, Affinity: 1024}
+	h.cfg.Maps = MapSizes{Conntrack: 8192, Endpoints: 256, Services: 4096, Backends: 16384, Routes: 1024, Affinity: 1024, Identities: 1024, Rules: 1024}
 	l.configure(&h.cfg)
 	h.node = Node{
 		Name:  h.name,

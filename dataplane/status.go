@@ -60,6 +60,8 @@ func (d *Dataplane) Usage() ([]observe.Fill, error) {
 	return append(out,
 		observe.Fill{Map: "endpoints", Used: uint32(len(eps)), Entries: d.kernel.Eps.MaxEntries()},
 		observe.Fill{Map: "routes", Used: uint32(len(routes)), Entries: d.kernel.Routes.MaxEntries()},
+		observe.Fill{Map: "identities", Used: uint32(len(d.policies.written.Identities)), Entries: d.kernel.Identities.MaxEntries()},
+		observe.Fill{Map: "rules", Used: uint32(len(d.policies.written.Rules)), Entries: d.kernel.Rules.MaxEntries()},
 	), nil
 }
 

@@ -87,7 +87,11 @@ func (s *dirSource) follow(k kind, onChange func(obj any)) {
 	s.order = append(s.order, k)
 }
 
-func (s *dirSource) start(ctx context.Context) error {
+// start reads the directory as a whole, whatever is asked for, once.
+func (s *dirSource) start(ctx context.Context, _ ...kind) error {
+	if s.cancel != nil {
+		return nil
+	}
 	ctx, s.cancel = context.WithCancel(ctx)
 	watcher, err := fsnotify.NewWatcher()
 	if err != nil {

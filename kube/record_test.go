@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/nodeagent/nodeagent/dataplane"
+	"github.com/nodeagent/nodeagent/dataplane/policy"
 	"github.com/nodeagent/nodeagent/dataplane/service"
 )
 
@@ -112,14 +113,14 @@ func (r *record) PruneServices(_ context.Context, keep []types.NamespacedName) e
 	}, join(keep)...)
 }
 
-func (r *record) ReplacePolicyObjects(_ context.Context, all PolicyObjects) error {
+func (r *record) ReplacePolicyObjects(_ context.Context, all policy.Objects) error {
 	return r.call("replace-policies", func() {
 		clear(r.policies)
 		r.add(all)
 	})
 }
 
-func (r *record) UpdatePolicyObjects(_ context.Context, changed PolicyObjects, gone PolicyNames) error {
+func (r *record) UpdatePolicyObjects(_ context.Context, changed policy.Objects, gone policy.Names) error {
 	return r.call("update-policies", func() {
 		r.add(changed)
 		for _, n := range gone.Namespaces {
@@ -134,7 +135,7 @@ func (r *record) UpdatePolicyObjects(_ context.Context, changed PolicyObjects, g
 	})
 }
 
-func (r *record) add(o PolicyObjects) {
+func (r *record) add(o policy.Objects) {
 	for _, n := range o.Namespaces {
 		r.policies["namespace "+n.Name] = true
 	}

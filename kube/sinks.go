@@ -6,11 +6,10 @@ import (
 	"context"
 	"net/netip"
 
-	corev1 "k8s.io/api/core/v1"
-	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/nodeagent/nodeagent/dataplane"
+	"github.com/nodeagent/nodeagent/dataplane/policy"
 	"github.com/nodeagent/nodeagent/dataplane/service"
 )
 
@@ -57,23 +56,7 @@ type ServiceSink interface {
 // PolicySink is told of everything that network policy depends on.
 type PolicySink interface {
 	// ReplacePolicyObjects gives all objects; one that is not among them is gone.
-	ReplacePolicyObjects(ctx context.Context, all PolicyObjects) error
+	ReplacePolicyObjects(ctx context.Context, all policy.Objects) error
 	// UpdatePolicyObjects gives what changed and the names of what is gone.
-	UpdatePolicyObjects(ctx context.Context, changed PolicyObjects, gone PolicyNames) error
-}
-
-// PolicyObjects are objects that network policy depends on. Pods on the host
-// network and finished pods are not among them: they have no address of
-// their own.
-type PolicyObjects struct {
-	Namespaces []*corev1.Namespace
-	Pods       []*corev1.Pod
-	Policies   []*networkingv1.NetworkPolicy
-}
-
-// PolicyNames are the names of PolicyObjects.
-type PolicyNames struct {
-	Namespaces []string
-	Pods       []types.NamespacedName
-	Policies   []types.NamespacedName
+	UpdatePolicyObjects(ctx context.Context, changed policy.Objects, gone policy.Names) error
 }

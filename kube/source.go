@@ -29,9 +29,10 @@ type source interface {
 	// kind, with each object that was added, changed (with its new state) or
 	// deleted (with its last state), after objects(k) shows the change.
 	follow(k kind, onChange func(obj any))
-	// start begins to deliver; it does not wait for the first object.
-	start(ctx context.Context) error
-	// stop waits until no onChange is running and none will run again.
+	// start begins to deliver these kinds until ctx ends; it does not wait for
+	// the first object. It may be called again for kinds that are needed later.
+	start(ctx context.Context, kinds ...kind) error
+	// stop waits, after that, until no onChange is running and none will run again.
 	stop()
 	// objects is the newest state of a followed kind.
 	objects(k kind) cache.Indexer

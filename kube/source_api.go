@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -29,13 +30,13 @@ type apiSource struct {
 	follows map[kind]*apiFollow
 	order   []kind
 	wg      sync.WaitGroup
-	cancel  context.CancelFunc
 }
 
 // apiFollow is the watch of one kind.
 type apiFollow struct {
 	informer cache.SharedIndexInformer
 	done     <-chan struct{}
+	begun    atomic.Bool
 
 	mu    sync.Mutex
 	fault error // guarded by mu; nil while the watch is healthy
@@ -157,20 +158,16 @@ func (s *apiSource) note(ctx context.Context, k kind, f *apiFollow, err error) {
 	}
 }
 
-func (s *apiSource) start(ctx context.Context) error {
-	ctx, s.cancel = context.WithCancel(ctx)
-	for _, f := range s.follows {
-		s.wg.Go(func() { f.informer.RunWithContext(ctx) })
+func (s *apiSource) start(ctx context.Context, kinds ...kind) error {
+	for _, k := range kinds {
+		if f := s.follows[k]; !f.begun.Swap(true) {
+			s.wg.Go(func() { f.informer.RunWithContext(ctx) })
+		}
 	}
 	return nil
 }
 
-func (s *apiSource) stop() {
-	if s.cancel != nil {
-		s.cancel()
-	}
-	s.wg.Wait()
-}
+func (s *apiSource) stop() { s.wg.Wait() }
 
 func (s *apiSource) objects(k kind) cache.Indexer { return s.follows[k].informer.GetIndexer() }
 
@@ -180,6 +177,9 @@ func (s *apiSource) status() SourceStatus {
 	out := SourceStatus{From: s.client.Server()}
 	for _, k := range s.order {
 		f := s.follows[k]
+		if !f.begun.Load() {
+			continue
+		}
 		out.Kinds = append(out.Kinds, KindStatus{
 			Kind: string(k), Objects: len(f.informer.GetIndexer().ListKeys()), Complete: isClosed(f.done),
 		})

@@ -19,7 +19,10 @@ import (
 	"github.com/nodeagent/nodeagent/dataplane"
 )
 
-const topicPeers = "peers"
+const (
+	topicPeers    = "peers"
+	topicPolicies = "policies"
+)
 
 // Deps are what the watcher works with. A nil sink is not told anything, and
 // what only it would have needed is not watched.
@@ -101,14 +104,15 @@ func (w *Watcher) Start(ctx context.Context) error {
 		})
 	}
 	ctx, w.cancel = context.WithCancel(ctx)
-	if err := w.source.start(ctx); err != nil {
+	begin := slices.DeleteFunc(slices.Clone(w.kinds), func(k kind) bool { return slices.Contains(lateKinds(), k) })
+	if err := w.source.start(ctx, begin...); err != nil {
 		w.cancel()
 		return err
 	}
 	for _, t := range w.topics {
 		// A directory may be incomplete for as long as a human needs, so what is
-		// right in it counts at once; but peers can be told only as a set.
-		t.early = w.cfg.Manifests != "" && t.name != topicPeers
+		// right in it counts at once; but peers, and what isolates pods, can be told only as a set.
+		t.early = w.cfg.Manifests != "" && t.name != topicPeers && t.name != topicPolicies
 		complete := make(chan struct{})
 		w.wg.Go(func() { w.awaitComplete(ctx, t.needs, complete) })
 		w.wg.Go(func() { t.run(ctx, complete) })
@@ -251,10 +255,11 @@ func (w *Watcher) policyTopic() {
 	if w.deps.Policies == nil {
 		return
 	}
-	pt := &policyTopic{objects: func(k kind) cache.Indexer { return w.source.objects(k) }, sink: w.deps.Policies}
-	t := newTopic("policies", w.cfg, w.log, w.metrics)
+	pt := &policyTopic{source: func() source { return w.source }, sink: w.deps.Policies}
+	t := newTopic(topicPolicies, w.cfg, w.log, w.metrics)
 	t.replace, t.update = pt.replace, pt.update
 	w.addTopic(t, func(k kind, obj any) string { return string(k) + ":" + objectKey(obj) }, policyKinds()...)
+	t.needs = []kind{kindPolicies} // the topic itself waits for the others
 }
 
 // learnServers keeps the connection's addresses in step with the endpoints

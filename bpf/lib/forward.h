@@ -207,7 +207,13 @@ static __always_inline int forward_translated(struct pkt *pkt)
 	return snat(pkt);
 }
 
-/* The records of a new flow. What the kernel carries as it is needs none. */
+/* Replies of what the kernel carries come without a record of ours, and would be judged. */
+static __always_inline bool forward_guarded(const struct pkt *pkt)
+{
+	return pkt->guarded && pkt->act == PASS_ROUTE;
+}
+
+/* The records of a new flow. What the kernel carries as it is needs none, but for policies. */
 static __always_inline int forward_record(struct pkt *pkt)
 {
 	int ret = 0;
@@ -223,7 +229,9 @@ static __always_inline int forward_record(struct pkt *pkt)
 	else if (translated(pkt))
 		ret = forward_translated(pkt);
 	else
-		return pkt->act < PASS_NOT_IP ? ct_create_plain(pkt, forward_short(pkt)) : 0;
+		return pkt->act < PASS_NOT_IP || forward_guarded(pkt)
+			       ? ct_create_plain(pkt, forward_short(pkt))
+			       : 0;
 	return ret ? ret : ct_create_primary(pkt);
 }
 

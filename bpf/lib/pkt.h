@@ -48,6 +48,7 @@ struct pkt {
 	bool host;    /* n.dst is the node */
 	bool lanes;   /* its record knows the short cut */
 	bool kernel;  /* the kernel carries it: nothing takes it past its rules */
+	bool guarded; /* a policy isolates one of its ends: a reply is one only by the record */
 };
 
 /* A stage that was called without a packet: cannot happen, has to be said. */

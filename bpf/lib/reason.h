@@ -41,6 +41,8 @@ enum reason {
 	DROP_RATE = 44,	      /* above the pod's bandwidth */
 	DROP_SOURCE = 45,     /* not in the service's source ranges */
 	DROP_RELATED = 46,    /* an ICMP error about a flow that is not known */
+	DROP_EGRESS = 47,     /* the sender's network policies do not allow it */
+	DROP_INGRESS = 48,    /* the receiver's network policies do not allow it */
 
 	REASON_MAX = 64,
 };

@@ -18,7 +18,7 @@ import (
 // addNetwork adds the data path and, above it, the pod network.
 func (g *graph) addNetwork(context.Context) error {
 	cfg := g.cfg.Network
-	dp, err := dataplane.New(g.cfg.Dataplane, dataplane.Deps{Log: g.log})
+	dp, err := dataplane.New(g.cfg.Dataplane, dataplane.Deps{Log: g.log, Policies: g.cfg.Kubernetes.Enabled()})
 	if err != nil {
 		return err
 	}
@@ -116,6 +116,9 @@ func (g *graph) addKubernetes(context.Context) error {
 	}
 	if g.cfg.Dataplane.Services {
 		deps.Services = g.dataplane
+	}
+	if g.cfg.Dataplane.Policies {
+		deps.Policies = g.dataplane
 	}
 	w, err := kube.New(cfg, deps)
 	if err != nil {

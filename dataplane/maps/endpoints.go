@@ -3,6 +3,7 @@
 package maps
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -42,6 +43,29 @@ func (e Endpoints) Put(a netip.Addr, ep Endpoint) error {
 	return nil
 }
 
+// Get is the owner of an address; false: it is nobody's.
+func (e Endpoints) Get(a netip.Addr) (Endpoint, bool, error) {
+	var v bpf.DatapathEndpoint
+	err := e.m.Lookup(AddrOf(a), &v)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return Endpoint{}, false, nil
+	}
+	if err != nil {
+		return Endpoint{}, false, fmt.Errorf("read endpoint %s: %w", a, err)
+	}
+	return toEndpoint(v), true, nil
+}
+
+func toEndpoint(v bpf.DatapathEndpoint) Endpoint {
+	return Endpoint{
+		Host:    v.Flags&uint32(bpf.DatapathEpFlagsEP_HOST) != 0,
+		IfIndex: int(v.Ifindex),
+		MAC:     net.HardwareAddr(v.Mac[:]),
+		HostMAC: net.HardwareAddr(v.Hmac[:]),
+		Rate:    v.Rate,
+	}
+}
+
 // Delete makes an address nobody's.
 func (e Endpoints) Delete(a netip.Addr) error { return deleteKey(e.m, AddrOf(a)) }
 
@@ -53,13 +77,7 @@ func (e Endpoints) All() (map[netip.Addr]Endpoint, error) {
 	}
 	out := make(map[netip.Addr]Endpoint, len(raw))
 	for k, v := range raw {
-		out[ToAddr(k)] = Endpoint{
-			Host:    v.Flags&uint32(bpf.DatapathEpFlagsEP_HOST) != 0,
-			IfIndex: int(v.Ifindex),
-			MAC:     net.HardwareAddr(v.Mac[:]),
-			HostMAC: net.HardwareAddr(v.Hmac[:]),
-			Rate:    v.Rate,
-		}
+		out[ToAddr(k)] = toEndpoint(v)
 	}
 	return out, nil
 }
