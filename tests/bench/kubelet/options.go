@@ -24,7 +24,7 @@ type Options struct {
 }
 
 // Default is the full measurement.
-func Default() Options { return Options{Pods: 20, Burst: 50, Bursts: 3, Rest: 40} }
+func Default() Options { return Options{Pods: 20, Burst: 50, Bursts: 3, Rest: 30} }
 
 // Quick is enough to see that everything works.
 func (o *Options) Quick() { o.Pods, o.Burst, o.Bursts, o.Rest = 3, 8, 1, 5 }

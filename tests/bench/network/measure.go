@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"time"
 
 	"github.com/nodeagent/nodeagent/tests/bench/lab"
 	"github.com/nodeagent/nodeagent/tests/bench/plugins"
@@ -23,9 +24,15 @@ type path struct {
 
 // world is everything that stands while turns are taken.
 type world struct {
-	r     *lab.Run
-	paths []path
-	open  []io.Closer
+	r *lab.Run
+	// policy isolates pods.
+	policy bool
+	paths  []path
+	open   []io.Closer
+
+	// stranger drives from a pod that policies keep from the closed address.
+	stranger *traffic.Driver
+	closed   netip.AddrPort
 }
 
 // Measure builds pairs of nodes and lets each path have its turns.
@@ -34,9 +41,17 @@ func (o *Options) Measure(ctx context.Context, r *lab.Run) (retErr error) {
 	if err != nil {
 		return err
 	}
-	w := &world{r: r}
+	w := &world{r: r, policy: o.Policy}
 	defer func() { retErr = errors.Join(retErr, w.close(), l.Close()) }()
 	if err := w.build(ctx, l.Nodes()); err != nil {
+		return err
+	}
+	for _, p := range w.paths { // policies may take a moment
+		if _, err := p.from.Measure(traffic.Reach, p.to, patience); err != nil {
+			return fmt.Errorf("%s, %s: %w", p.group, p.name, err)
+		}
+	}
+	if err := w.judged(); err != nil {
 		return err
 	}
 	kinds := []struct{ kind, figure, unit string }{
@@ -59,6 +74,22 @@ func (o *Options) Measure(ctx context.Context, r *lab.Run) (retErr error) {
 		}
 		r.Progress("round", i, o.Rounds)
 	}
+	return nil
+}
+
+// patience is how long a path may take to stand.
+const patience = 20 * time.Second
+
+// judged notes whether a pod that no policy allows is kept out.
+func (w *world) judged() error {
+	if w.stranger == nil {
+		return nil
+	}
+	kept := 0.0
+	if _, err := w.stranger.Measure(traffic.Reach, w.closed, time.Second); err != nil {
+		kept = 1
+	}
+	w.r.Area.Add(groupSetting, "policies keep strangers out (1: yes)", "", lab.Nodeagent, kept)
 	return nil
 }
 
@@ -137,13 +168,15 @@ func (w *world) agents(ctx context.Context, x, y *lab.Box, name, mode string) er
 	boxes := [2]*lab.Box{x, y}
 	var callers [2]*plugins.Caller
 	for i, b := range boxes {
-		other := 1 - i
-		_, err := w.r.Agent(ctx, b, map[string]any{"network": map[string]any{
-			"nodeAddrs": []string{hosts[i]}, "podCIDRs": []string{cidrs[i].String()},
-			"peers": []any{map[string]any{
-				"name": boxes[other].Name, "addrs": []string{hosts[other]}, "podCIDRs": []string{cidrs[other].String()}, "mode": mode,
-			}},
-		}})
+		for j, n := range boxes {
+			if err := b.Write(fmt.Sprintf("%s/node%d.yaml", manifests, j), nodeManifest(n.Name, j, mode)); err != nil {
+				return err
+			}
+		}
+		_, err := w.r.Agent(ctx, b, map[string]any{
+			"network":    map[string]any{"nodeAddrs": []string{hosts[i]}, "podCIDRs": []string{cidrs[i].String()}},
+			"kubernetes": map[string]any{"manifests": manifests},
+		})
 		if err != nil {
 			return err
 		}
@@ -190,6 +223,11 @@ func (w *world) pods(callers [2]*plugins.Caller, same, between string) error {
 	if err != nil {
 		return err
 	}
+	if w.policy && between != bridge {
+		if err := isolate(from, near, far); err != nil {
+			return err
+		}
+	}
 	d, err := w.ends(from, far, netip.AddrPortFrom(far.Addr, port))
 	if err != nil {
 		return err
@@ -204,5 +242,16 @@ func (w *world) pods(callers [2]*plugins.Caller, same, between string) error {
 	}
 	w.open = append(w.open, s)
 	w.paths = append(w.paths, path{GroupSame, same, d, netip.AddrPortFrom(near.Addr, port)})
-	return nil
+	if !w.policy || same == bridge {
+		return nil
+	}
+	stranger, _, err := callers[0].Add("stranger")
+	if err != nil {
+		return err
+	}
+	w.closed = netip.AddrPortFrom(near.Addr, port)
+	if w.stranger, err = traffic.Drive(stranger.Box, stranger.NetNS); err == nil {
+		w.open = append(w.open, w.stranger)
+	}
+	return err
 }

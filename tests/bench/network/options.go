@@ -17,10 +17,12 @@ type Options struct {
 	// Rounds is how often each path has its turn, Turn how long that is.
 	Rounds int
 	Turn   time.Duration
+	// Policy isolates nodeagent's pods, so that each connection is judged.
+	Policy bool
 }
 
 // Default is the full measurement.
-func Default() Options { return Options{Rounds: 15, Turn: 100 * time.Millisecond} }
+func Default() Options { return Options{Rounds: 15, Turn: 100 * time.Millisecond, Policy: true} }
 
 // Quick is enough to see that everything works.
 func (o *Options) Quick() { o.Rounds = 3 }
@@ -28,6 +30,7 @@ func (o *Options) Quick() { o.Rounds = 3 }
 // Flags adds the options to a command line.
 func (o *Options) Flags(fs *flag.FlagSet) {
 	fs.IntVar(&o.Rounds, "net-rounds", o.Rounds, "network: turns of each path")
+	fs.BoolVar(&o.Policy, "net-policy", o.Policy, "network: isolate nodeagent's pods by a NetworkPolicy that allows what is measured")
 	fs.DurationVar(&o.Turn, "net-turn", o.Turn, "network: length of a turn")
 }
 
@@ -35,6 +38,7 @@ func (o *Options) Flags(fs *flag.FlagSet) {
 const (
 	GroupSame    = "on one node"
 	groupBetween = "between nodes"
+	groupSetting = "setting"
 )
 
 // Paths, as they are called in the tables. The base of ratios is wire.

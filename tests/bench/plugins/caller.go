@@ -122,7 +122,9 @@ func (c *calls) each(ctx context.Context, r *request, a *answer) error {
 }
 
 func (c *calls) call(ctx context.Context, verb, id string) ([]string, error) {
-	rt := &libcni.RuntimeConf{ContainerID: id, NetNS: filepath.Join("/run/netns", id), IfName: "eth0"}
+	rt := &libcni.RuntimeConf{ContainerID: id, NetNS: filepath.Join("/run/netns", id), IfName: "eth0", Args: [][2]string{
+		{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", "default"}, {"K8S_POD_NAME", id}, {"K8S_POD_INFRA_CONTAINER_ID", id},
+	}}
 	switch verb {
 	case "add":
 		r, err := c.cni.AddNetworkList(ctx, c.list, rt)

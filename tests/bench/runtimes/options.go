@@ -45,7 +45,7 @@ type Options struct {
 func Default() Options {
 	return Options{
 		Pods: 40, Parallel: numbers{1, 2, 4, 8, 16}, Density: numbers{0, 60, 110, 0},
-		Churn: 1000, ChurnPeers: 100, Pulls: 5, Rest: 15, OCI: "crun",
+		Churn: 1000, ChurnPeers: 60, Pulls: 3, Rest: 10, OCI: "crun",
 	}
 }
 

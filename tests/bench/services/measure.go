@@ -153,16 +153,22 @@ type coldRun struct {
 	name string
 	// services of endpoints each, as often as times.
 	services, endpoints, times int
+	// memory asks for the daemon's, when it has come to rest.
+	memory bool
 }
+
+// calm is how long a daemon is left alone before its memory counts; nodeagent
+// gives back what its start needed after 20 s.
+const calm = 25 * time.Second
 
 // programming starts daemons on nodes that have nothing yet.
 func (o *Options) programming(ctx context.Context, r *lab.Run, l *lab.Lab) error {
 	runs := []coldRun{
-		{lab.Nodeagent, o.Many, 5, 1},
-		{nft, o.Many, 5, 1},
-		{ipt, o.Many, 5, 1},
-		{lab.Nodeagent, o.Most, 5, o.Colds},
-		{lab.Nodeagent, min(10000, o.Most), 10, 1},
+		{lab.Nodeagent, o.Many, 5, 1, false},
+		{nft, o.Many, 5, 1, false},
+		{ipt, o.Many, 5, 1, false},
+		{lab.Nodeagent, o.Most, 5, o.Colds, false},
+		{lab.Nodeagent, min(10000, o.Most), 10, 1, true},
 	}
 	const first = 5 // the nodes before have pods
 	for i, c := range runs {
@@ -200,14 +206,11 @@ func (c coldRun) measure(ctx context.Context, r *lab.Run, s *side) error {
 			return err
 		}
 		r.Area.Duration(groupTime, cold(c.services, c.endpoints), c.name, time.Since(begin))
-		if err := lab.Pause(ctx, 3*time.Second); err != nil {
-			return err
+		if c.memory {
+			if err := s.measureMemory(ctx, r, rss(c.services, c.endpoints)); err != nil {
+				return err
+			}
 		}
-		p, err := lab.ReadProcess(s.proxy.PID())
-		if err != nil {
-			return errors.Join(err, s.proxy.Down())
-		}
-		r.Area.Add(groupTime, rss(c.services, c.endpoints), "MB", c.name, float64(p.RSS)/1e6)
 		s.proxy.Kill()
 		if c.name == lab.Nodeagent {
 			if _, err := s.box.Run(ctx, "rm -rf /sys/fs/bpf/nodeagent /run/nodeagent"); err != nil {
@@ -215,5 +218,17 @@ func (c coldRun) measure(ctx context.Context, r *lab.Run, s *side) error {
 			}
 		}
 	}
+	return nil
+}
+
+func (s *side) measureMemory(ctx context.Context, r *lab.Run, figure string) error {
+	if err := lab.Pause(ctx, calm); err != nil {
+		return err
+	}
+	p, err := lab.ReadProcess(s.proxy.PID())
+	if err != nil {
+		return errors.Join(err, s.proxy.Down())
+	}
+	r.Area.Add(groupTime, figure, "MB", s.name, float64(p.RSS)/1e6)
 	return nil
 }

@@ -30,7 +30,7 @@ type Options struct {
 
 // Default is the full measurement.
 func Default() Options {
-	return Options{Few: 1, Many: 5000, Most: 50000, Rounds: 11, Turn: 100 * time.Millisecond, Adds: 20, Colds: 3}
+	return Options{Few: 1, Many: 5000, Most: 50000, Rounds: 11, Turn: 100 * time.Millisecond, Adds: 12, Colds: 3}
 }
 
 // Quick is enough to see that everything works.

@@ -22,7 +22,7 @@ type Options struct {
 }
 
 // Default is the full measurement.
-func Default() Options { return Options{Rounds: 5, Turn: 3 * time.Second, Verbs: 20, Many: 100} }
+func Default() Options { return Options{Rounds: 4, Turn: 3 * time.Second, Verbs: 20, Many: 100} }
 
 // Quick is enough to see that everything works.
 func (o *Options) Quick() { o.Rounds, o.Turn, o.Verbs, o.Many = 1, time.Second, 3, 10 }
