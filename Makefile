@@ -69,7 +69,7 @@ QUICK = \[sig-network\].*\[Conformance\]|\[sig-node\] (Downward|Containers|Varia
 
 .PHONY: test-conformance
 test-conformance: build ## run the quick part of Kubernetes' conformance tests (root)
-	@tools/deps.sh ginkgo e2e.test
+	@tools/deps.sh ginkgo e2e.test regression-issue-74839
 	@$(HARNESS)
 	bin/cluster conformance --focus '$(QUICK)' --skip '\[Slow\]' --procs 3
 
@@ -80,13 +80,13 @@ test-kernels: ## run the data path's root tests on Linux 6.1, the oldest we prom
 
 .PHONY: e2e-conformance
 e2e-conformance: deps build ## run Kubernetes' own tests of node, network and storage (FOCUS= SKIP= PROCS=)
-	@tools/deps.sh ginkgo e2e.test
+	@tools/deps.sh ginkgo e2e.test regression-issue-74839
 	@$(HARNESS)
 	bin/cluster conformance $(if $(FOCUS),--focus '$(FOCUS)') $(if $(SKIP),--skip '$(SKIP)') $(if $(PROCS),--procs $(PROCS)) $(ARGS)
 
 .PHONY: e2e-node
 e2e-node: deps build ## run Kubernetes' own tests of a node with its kubelet, which they start (FOCUS= SKIP= PROCS=)
-	@tools/deps.sh ginkgo e2e_node.test
+	@tools/deps.sh ginkgo e2e_node.test regression-issue-74839
 	@$(HARNESS)
 	bin/cluster node-tests $(if $(FOCUS),--focus '$(FOCUS)') $(if $(SKIP),--skip '$(SKIP)') $(if $(PROCS),--procs $(PROCS)) $(ARGS)
 

@@ -43,6 +43,7 @@ kubectl                 | tests/e2e  | k8s.io/kubernetes                      | 
 kube-proxy              | tests/e2e  | k8s.io/kubernetes                      | kube-proxy
 pause                   | tests/e2e  | k8s.io/kubernetes                      | pause
 agnhost                 | tests/e2e  | k8s.io/kubernetes                      | agnhost
+regression-issue-74839  | tests/e2e  | k8s.io/kubernetes                      | regression-issue-74839
 cnitool                 | tests/e2e  | github.com/containernetworking/cni     | cnitool
 csi-sanity              | tests/e2e  | github.com/kubernetes-csi/csi-test/v5  | csi-sanity
 snapshot-controller     | tools/csi  | github.com/kubernetes-csi/external-snapshotter/v8 | snapshot-controller
@@ -51,8 +52,8 @@ e2e.test                | tests/e2e  | k8s.io/kubernetes                      | 
 e2e_node.test           | tests/e2e  | k8s.io/kubernetes                      | e2e_node.test
 ginkgo                  | tests/e2e  | github.com/onsi/ginkgo/v2              | ginkgo
 '
-# Not made unless asked for by name: five minutes for one target.
-on_demand=' e2e.test e2e_node.test ginkgo '
+# Not made unless asked for by name: minutes for one target.
+on_demand=' e2e.test e2e_node.test ginkgo regression-issue-74839 '
 
 say() { printf '%s\n' "deps: $*" >&2; }
 
@@ -90,7 +91,7 @@ recipe() { # component version
   golangci-lint)
     printf '%s\n' CGO_ENABLED=0 -- "-ldflags=-s -w -X main.version=${2#v}" github.com/golangci/golangci-lint/v2/cmd/golangci-lint
     ;;
-  agnhost) printf '%s\n' CGO_ENABLED=0 -- '-ldflags=-s -w' k8s.io/kubernetes/test/images/agnhost ;;
+  agnhost | regression-issue-74839) printf '%s\n' CGO_ENABLED=0 -- '-ldflags=-s -w' "k8s.io/kubernetes/test/images/$1" ;;
   e2e.test | e2e_node.test | kube*)
     minor=${2#v1.}
     for p in k8s.io/component-base/version k8s.io/client-go/pkg/version; do

@@ -44,6 +44,7 @@ func (c *Cluster) conformanceImages(ctx context.Context, applets map[string]stri
 		{refs: []string{testImages + "busybox:1.37.0-2", testImages + "busybox:1.36.1-1"}, files: base, links: links, texts: texts, cmd: []string{"sh"}},
 		{refs: []string{testImages + "kitten:1.8", testImages + "nautilus:1.8"}, files: base, links: links, texts: texts, cmd: serve},
 		{refs: []string{testImages + "nginx:1.27.0-2", testImages + "nginx:1.28.0-2"}, files: base, links: links, texts: texts, cmd: []string{"/bin/nginx"}},
+		{refs: []string{testImages + "regression-issue-74839:1.5"}, files: map[string]string{"server": c.tool("regression-issue-74839")}, entrypoint: []string{"/server"}},
 		{refs: []string{testImages + "nonroot:1.5"}, files: base, links: links, texts: texts, entrypoint: []string{"id", "-u"}, user: "1234"},
 		{refs: []string{testImages + "nonewprivs:1.4"}, files: nnp, links: links, texts: texts, setuid: []string{"nnp"}, entrypoint: []string{"/nnp"}, user: "1000"},
 	}...), nil
@@ -112,7 +113,7 @@ type ConformanceRun struct {
 func (c *Cluster) RunConformance(ctx context.Context, r ConformanceRun, out io.Writer) error {
 	for _, p := range []string{"ginkgo", "e2e.test"} {
 		if _, err := os.Stat(c.tool(p)); err != nil {
-			return fmt.Errorf("%w (make deps ONLY='ginkgo e2e.test')", err)
+			return fmt.Errorf("%w (make deps ONLY='ginkgo e2e.test regression-issue-74839')", err)
 		}
 	}
 	inside, err := c.pki.kubeconfig("admin-inside", controlURL, "admin", "system:masters")

@@ -47,7 +47,7 @@ func Alone(ctx context.Context, cfg Config) (*Cluster, error) {
 func (c *Cluster) RunNodeTests(ctx context.Context, r ConformanceRun, out io.Writer) error {
 	for _, p := range []string{"ginkgo", "e2e_node.test", "kubelet"} {
 		if _, err := os.Stat(c.tool(p)); err != nil {
-			return fmt.Errorf("%w (make deps ONLY='ginkgo e2e_node.test')", err)
+			return fmt.Errorf("%w (make deps ONLY='ginkgo e2e_node.test regression-issue-74839')", err)
 		}
 	}
 	n := c.Nodes[0]
