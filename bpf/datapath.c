@@ -58,7 +58,7 @@ static __always_inline int incoming(struct __sk_buff *skb, __u8 hook)
 		ret = spoof(skb, &pkt, hook);
 	if (!ret)
 		ret = conntrack(&pkt);
-	if (!ret && hook != HOOK_TUN)
+	if (!ret)
 		ret = service(&pkt, hook == HOOK_POD ? SCOPE_CLUSTER : SCOPE_OUTSIDE);
 	if (!ret && cfg_svc_reset && hook == HOOK_POD)
 		sock_tag(skb, &pkt);

@@ -25,7 +25,7 @@ import (
 const labEnv = "NODEAGENT_LAB"
 
 func TestMain(m *testing.M) {
-	roles := map[string]func() int{"agent": agentMain, "ask": askMain, "talk": talkMain}
+	roles := map[string]func() int{"agent": agentMain, "ask": askMain, "talk": talkMain, "probe": probeMain}
 	if role, ok := roles[os.Getenv(labEnv)]; ok {
 		os.Exit(role()) //nolint:forbidigo // a process of the laboratory, not a test
 	}

@@ -26,13 +26,9 @@ type lostBackend struct {
 // lost are the backends that an owner has and will not have: those of UDP, and
 // with resets those of TCP.
 func (t *table) lost(old *owned, owner string, entries []service.Entry) []lostBackend {
-	want := map[maps.ServiceKey][]service.Backend{}
+	want := map[maps.ServiceKey]service.Entry{}
 	for _, e := range entries {
-		key := keyOf(e.Frontend)
-		want[key] = e.Backends
-		if key.Proto == service.TCP && len(e.Draining) > 0 {
-			want[key] = slices.Concat(e.Backends, e.Draining)
-		}
+		want[keyOf(e.Frontend)] = e
 	}
 	var out []lostBackend
 	for _, key := range old.fronts {
@@ -41,8 +37,19 @@ func (t *table) lost(old *owned, owner string, entries []service.Entry) []lostBa
 		if f == nil || f.owner != owner || key.Proto != service.UDP && (key.Proto != service.TCP || !t.resets || !stays) {
 			continue
 		}
-		for _, b := range old.backendsOf(key, f) {
-			if !slices.Contains(now, b) {
+		had := old.backendsOf(key, f)
+		if slices.Equal(had, now.Backends) {
+			continue
+		}
+		has := make(map[service.Backend]bool, len(now.Backends))
+		for _, b := range now.Backends {
+			has[b] = true
+		}
+		for _, b := range now.Draining {
+			has[b] = has[b] || key.Proto == service.TCP
+		}
+		for _, b := range had {
+			if !has[b] {
 				out = append(out, lostBackend{f.value.Id, key.Proto, netip.AddrPortFrom(b.Addr, b.Port)})
 			}
 		}

@@ -215,6 +215,29 @@ func TestRootTableRivals(t *testing.T) {
 	}
 }
 
+// TestRootTableFlapping: a service that changes a thousand times costs a slice
+// or two and one write each, and others are not touched.
+func TestRootTableFlapping(t *testing.T) {
+	tab := newTestTable(t, newServiceMaps(t, 64, 64))
+	want := map[string][]service.Entry{"calm": entry(1, 5)}
+	tab.apply(t, want)
+	for i := range 1000 {
+		entries := entry(2, 3+i%2)
+		if i%7 == 6 {
+			entries = nil
+		}
+		want["flaps"] = entries
+		c := tab.apply(t, map[string][]service.Entry{"flaps": entries})
+		if len(c.keys) > 1 || len(c.idx) > 4 {
+			t.Fatalf("change %d wrote %d frontends and %d backends", i, len(c.keys), len(c.idx))
+		}
+		if tab.slots.next > 5+2*4+2*3 {
+			t.Fatalf("change %d: %d slots were handed out", i, tab.slots.next)
+		}
+	}
+	tab.check(t, want)
+}
+
 // TestRootTableFull: what does not fit is reported, what is there stays, and
 // there is room again once something goes.
 func TestRootTableFull(t *testing.T) {

@@ -114,6 +114,9 @@ static __always_inline int forward_outside(struct __sk_buff *skb, struct pkt *pk
 	struct uplink *up = bpf_map_lookup_elem(&uplinks, &in);
 	struct addr *from = up ? uplink_addr(up, pkt) : NULL;
 
+	/* A far pod asked a port of ours, through the overlay. */
+	if (pkt->hook == HOOK_TUN && endpoint_host_at(&pkt->t.dst))
+		from = &pkt->t.dst;
 	if (!from)
 		return PASS_UNKNOWN;
 	pkt->snat = *from;

@@ -108,7 +108,10 @@ func (k *Kernel) uplinkPrograms() []device {
 }
 
 func (k *Kernel) tunnelPrograms() []device {
-	return []device{{pinTunnel, ebpf.AttachTCXIngress, netlink.HANDLE_MIN_INGRESS, k.FromTun}}
+	return []device{
+		{pinUplinkOut, ebpf.AttachTCXEgress, netlink.HANDLE_MIN_EGRESS, k.ToNet},
+		{pinTunnel, ebpf.AttachTCXIngress, netlink.HANDLE_MIN_INGRESS, k.FromTun},
+	}
 }
 
 // Uplink attaches the programs of an uplink, or replaces them.

@@ -35,10 +35,14 @@ func explain(eps []endpoint, node Node, local bool) []Judged {
 	if local {
 		chosen = localBackends(eps)
 	}
+	used := make(map[Backend]bool, len(chosen))
+	for _, b := range chosen {
+		used[b] = true
+	}
 	hint := hintsOf(eps, node)
 	out := make([]Judged, 0, len(eps))
 	for _, e := range eps {
-		j := Judged{Addr: netip.AddrPortFrom(e.addr, e.port), Local: e.local, Used: slices.Contains(chosen, e.backend())}
+		j := Judged{Addr: netip.AddrPortFrom(e.addr, e.port), Local: e.local, Used: used[e.backend()]}
 		j.Why = e.why(j.Used, local, hint)
 		out = append(out, j)
 	}
