@@ -38,6 +38,11 @@ type Config struct {
 	Root string `yaml:"root"`
 	// State holds the managed containerd's tasks; it must die with the boot.
 	State string `yaml:"state"`
+	// Imports are files of further configuration for the managed containerd, read when it starts: image verifiers,
+	// stream processors that decrypt layers, proxy snapshotters.
+	Imports []string `yaml:"imports"`
+	// LayerFetchBuffer makes the managed containerd fetch a layer in pieces of so many bytes side by side; 0: as a whole.
+	LayerFetchBuffer int64 `yaml:"layerFetchBuffer"`
 	// StopTimeout bounds the managed containerd's own shutdown.
 	StopTimeout time.Duration `yaml:"stopTimeout"`
 }
@@ -53,6 +58,8 @@ func Default() Config {
 		Root:        "/var/lib/containerd",
 		State:       "/run/containerd",
 		StopTimeout: 10 * time.Second,
+
+		LayerFetchBuffer: 8 << 20,
 	}
 }
 
@@ -79,6 +86,14 @@ func (c Config) Validate() error {
 	}
 	if c.Snapshotter == "" {
 		errs = append(errs, errors.New("snapshotter: must not be empty"))
+	}
+	for i, path := range c.Imports {
+		if !filepath.IsAbs(path) {
+			errs = append(errs, fmt.Errorf("imports[%d]: %q is not an absolute path", i, path))
+		}
+	}
+	if c.LayerFetchBuffer < 0 {
+		errs = append(errs, fmt.Errorf("layerFetchBuffer: %d is negative", c.LayerFetchBuffer))
 	}
 	if c.Managed && c.Binary == "" {
 		errs = append(errs, errors.New("binary: must not be empty when managed"))

@@ -192,10 +192,21 @@ func (s *Supervisor) again(ctx context.Context, conf, sum string) {
 	s.mu.Unlock()
 }
 
-// render returns the configuration and a sum of it and of the program, so that
+// render returns the configuration and a sum of it, of what it imports and of the program, so that
 // a process started for another configuration is not taken over.
 func (s *Supervisor) render() ([]byte, string, error) {
+	imports := make([]string, 0, len(s.cfg.Imports))
+	sum := sha256.New()
+	for _, path := range s.cfg.Imports {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return nil, "", fmt.Errorf("read configuration that managed containerd imports: %w", err)
+		}
+		sum.Write(b)
+		imports = append(imports, strconv.Quote(path))
+	}
 	conf := strings.NewReplacer(
+		"@imports@", "["+strings.Join(imports, ", ")+"]", "@layer_fetch_buffer@", strconv.FormatInt(s.cfg.LayerFetchBuffer, 10),
 		"@root@", strconv.Quote(s.cfg.Root), "@state@", strconv.Quote(s.cfg.State),
 		"@address@", strconv.Quote(s.cfg.Address), "@ttrpc@", strconv.Quote(s.cfg.Address+".ttrpc"),
 	).Replace(managedConfig)
@@ -203,8 +214,8 @@ func (s *Supervisor) render() ([]byte, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	sum := sha256.Sum256([]byte(bin + "\n" + conf))
-	return []byte(conf), hex.EncodeToString(sum[:]), nil
+	sum.Write([]byte(bin + "\n" + conf))
+	return []byte(conf), hex.EncodeToString(sum.Sum(nil)), nil
 }
 
 // waitAnswer returns when run answers on the socket, or says why it does not.

@@ -119,12 +119,12 @@ type registryAccess struct {
 // only the image's own registry. The transfer service would send a header to
 // mirrors too, so when there may be some, the token is written into a private
 // copy of the registry's hosts.toml, whose top level is about the registry.
-func (s *Service) access(c credential, host string) (registryAccess, error) {
-	a := registryAccess{hostsDir: s.cfg.HostsDir, remove: func() {}}
+func (s *Service) access(c credential, host, hostsDir string) (registryAccess, error) {
+	a := registryAccess{hostsDir: hostsDir, remove: func() {}}
 	if c.bearer == "" {
 		return a, nil
 	}
-	dir := hostsOf(s.cfg.HostsDir, host)
+	dir := hostsOf(hostsDir, host)
 	var text []byte
 	var err error
 	if dir != "" {
@@ -143,6 +143,21 @@ func (s *Service) access(c credential, host string) (registryAccess, error) {
 	}
 	a.hostsDir, a.remove = root, func() { _ = os.RemoveAll(root) }
 	return a, nil
+}
+
+// hostsDir returns the root of the hosts.toml files for a registry and the pods of
+// a namespace: the namespace's own when it has one for the registry.
+func (s *Service) hostsDir(namespace, host string) (string, error) {
+	if namespace == "" || s.cfg.NamespaceHostsDir == "" {
+		return s.cfg.HostsDir, nil
+	}
+	if !filepath.IsLocal(namespace) || strings.ContainsRune(namespace, filepath.Separator) {
+		return "", fmt.Errorf("sandbox_config.metadata.namespace: %q is no name: %w", namespace, errdefs.ErrInvalidArgument)
+	}
+	if dir := filepath.Join(s.cfg.NamespaceHostsDir, namespace); hostsOf(dir, host) != "" {
+		return dir, nil
+	}
+	return s.cfg.HostsDir, nil
 }
 
 // hostsOf returns the directory that containerd reads for a host, "" for none.

@@ -3,68 +3,27 @@
 package image_test
 
 import (
-	"bytes"
-	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/nodeagent/nodeagent/cri/containerd"
-	"github.com/nodeagent/nodeagent/cri/image"
 )
 
-// configured starts a containerd with a configuration of the administrator's
-// own, as one has who verifies or encrypts images, and the service on it.
+// configured starts a managed containerd that imports further configuration of the
+// administrator's own, as one has who verifies or encrypts images, and the service on it.
 func configured(t *testing.T, extra string) *node {
 	t.Helper()
-	needRoot(t)
-	dir := t.TempDir()
-	cfg := containerd.Default()
-	cfg.Address = filepath.Join(dir, "c.sock")
-	text := fmt.Sprintf(`version = 4
-root = %q
-state = %q
-disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime", "io.containerd.cri.v1.images",
-  "io.containerd.podsandbox.controller.v1.podsandbox", "io.containerd.nri.v1.nri", "io.containerd.monitor.task.v1.cgroups"]
-[plugins."io.containerd.server.v1.grpc"]
-  address = %q
-[plugins."io.containerd.server.v1.ttrpc"]
-  address = %q
-%s`, filepath.Join(dir, "root"), filepath.Join(dir, "state"), cfg.Address, cfg.Address+".ttrpc", extra)
-	path := filepath.Join(dir, "config.toml")
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+	path := filepath.Join(t.TempDir(), "extra.toml")
+	if err := os.WriteFile(path, []byte("version = 4\n"+extra), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(context.Background(), filepath.Join(cache(), "bin", "containerd"), "--config", path)
-	var log bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &log, &log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = cmd.Wait()
-		if t.Failed() {
-			t.Logf("containerd: %s", log.String())
-		}
-	})
-	eventually(t, "containerd's socket", func() bool {
-		_, err := os.Stat(cfg.Address)
-		return err == nil
-	})
-	n := &node{socket: cfg.Address, hostsDir: t.TempDir(), ctrd: connect(t, cfg), cfg: image.Default()}
-	n.cfg.HostsDir, n.cfg.StateDir, n.cfg.UsageInterval = n.hostsDir, t.TempDir(), time.Second
-	n.start(t)
-	return n
+	return nodeOn(t, startContainerd(t, func(c *containerd.Config) { c.Imports = []string{path} }))
 }
 
 func script(t *testing.T, dir, name, text string) string {

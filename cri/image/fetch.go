@@ -56,7 +56,7 @@ func (s *Service) run(ctx context.Context, req request) (img *Image, retErr erro
 // fetch lets containerd fetch and unpack, again when a download breaks. One
 // lease over all attempts keeps what was fetched.
 func (s *Service) fetch(ctx context.Context, req request, t *tracker) (rec containerd.ImageRecord, retErr error) {
-	access, err := s.access(req.cred, registryOf(req.ref))
+	access, err := s.access(req.cred, registryOf(req.ref), req.hostsDir)
 	if err != nil {
 		return rec, err
 	}

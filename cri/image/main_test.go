@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -50,9 +51,10 @@ type node struct {
 	socket   string
 	hostsDir string
 	boot     string
+	metrics  *prometheus.Registry
 }
 
-func startContainerd(t *testing.T) containerd.Config {
+func startContainerd(t *testing.T, change ...func(*containerd.Config)) containerd.Config {
 	t.Helper()
 	needRoot(t)
 	dir := t.TempDir()
@@ -62,6 +64,9 @@ func startContainerd(t *testing.T) containerd.Config {
 	cfg.Address = filepath.Join(dir, "c.sock")
 	cfg.Root = filepath.Join(dir, "root")
 	cfg.State = filepath.Join(dir, "state")
+	for _, f := range change {
+		f(&cfg)
+	}
 	sup, err := containerd.NewSupervisor(cfg, containerd.SupervisorDeps{Log: slog.New(slog.DiscardHandler), Dir: filepath.Join(dir, "sup")})
 	if err != nil {
 		t.Fatal(err)
@@ -80,7 +85,12 @@ func startContainerd(t *testing.T) containerd.Config {
 // newNode starts containerd and the service.
 func newNode(t *testing.T, change ...func(*image.Config)) *node {
 	t.Helper()
-	ccfg := startContainerd(t)
+	return nodeOn(t, startContainerd(t), change...)
+}
+
+// nodeOn starts the service on a containerd.
+func nodeOn(t *testing.T, ccfg containerd.Config, change ...func(*image.Config)) *node {
+	t.Helper()
 	n := &node{socket: ccfg.Address, hostsDir: t.TempDir()}
 	n.ctrd = connect(t, ccfg)
 	n.cfg = image.Default()
@@ -109,9 +119,11 @@ func connect(t *testing.T, cfg containerd.Config) *containerd.Client {
 
 func (n *node) start(t *testing.T) {
 	t.Helper()
+	n.metrics = prometheus.NewRegistry()
 	s, err := image.New(n.cfg, image.Deps{
 		Records: n.ctrd, Puller: n.ctrd, Snapshots: n.ctrd, Views: n.ctrd, Content: n.ctrd, BootID: n.boot, Snapshotter: "overlayfs",
 		KnownHandler: func(h string) bool { return h == "runc" },
+		Metrics:      n.metrics,
 		Log:          slog.New(slog.NewTextHandler(&testLog{t: t}, nil)),
 	})
 	if err != nil {

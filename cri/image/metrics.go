@@ -37,6 +37,7 @@ func newMetrics(reg prometheus.Registerer, s *Service) (*metrics, error) {
 	var errs []error
 	for _, c := range []prometheus.Collector{
 		m.pulls, m.bytes, m.retries,
+		progressCollector{s},
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "nodeagent_image_pulls_running", Help: "Image pulls in flight.",
 		}, func() float64 {

@@ -22,10 +22,12 @@ type request struct {
 	ref         string // normalized
 	snapshotter string
 	cred        credential
+	// hostsDir is the root of the hosts.toml files.
+	hostsDir string
 }
 
 func (r request) key() string {
-	return r.ref + "\x00" + r.snapshotter + "\x00" + r.cred.fingerprint()
+	return r.ref + "\x00" + r.snapshotter + "\x00" + r.cred.fingerprint() + "\x00" + r.hostsDir
 }
 
 // pulling is a pull in flight that any number of callers wait for.
@@ -79,7 +81,11 @@ func (s *Service) request(r *runtimeapi.PullImageRequest) (request, error) {
 	if err != nil {
 		return request{}, err
 	}
-	return request{ref: named.String(), snapshotter: snapshotter, cred: cred}, nil
+	hostsDir, err := s.hostsDir(r.GetSandboxConfig().GetMetadata().GetNamespace(), registryOf(named.String()))
+	if err != nil {
+		return request{}, err
+	}
+	return request{ref: named.String(), snapshotter: snapshotter, cred: cred, hostsDir: hostsDir}, nil
 }
 
 // Snapshotter returns the snapshotter of a runtime handler; an unknown handler

@@ -306,6 +306,39 @@ func TestRootPullFromMirror(t *testing.T) {
 	}
 }
 
+// TestRootPullNamespaceMirror: only the pods of a namespace are served by its mirror,
+// which knows them by a header.
+func TestRootPullNamespaceMirror(t *testing.T) {
+	dir := t.TempDir()
+	n, mirror := newNode(t, func(c *image.Config) { c.NamespaceHostsDir = dir }), newRegistry(t)
+	mirror.push(t, "lib/app:v1", 1, "", 5000)
+	mirror.set(func(r *registry) { r.authorize = basic("team", "secret") })
+	hosts := filepath.Join(dir, "team-a", "registry.invalid")
+	if err := os.MkdirAll(hosts, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	text := fmt.Sprintf("[host.%q]\n  capabilities = [\"pull\", \"resolve\"]\n  [host.%q.header]\n    Authorization = %q\n",
+		mirror.URL, mirror.URL, "Basic "+base64.StdEncoding.EncodeToString([]byte("team:secret")))
+	if err := os.WriteFile(filepath.Join(hosts, "hosts.toml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pull := func(namespace string) error {
+		req := pullRequest("registry.invalid/lib/app:v1", nil)
+		req.SandboxConfig = &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Namespace: namespace}}
+		_, err := n.images.PullImage(t.Context(), req)
+		return err
+	}
+	if err := pull("team-b"); err == nil || len(mirror.seen("/v2/")) > 0 {
+		t.Errorf("another namespace: %v, the mirror was asked %v", err, mirror.seen("/v2/"))
+	}
+	if err := pull("team-a"); err != nil {
+		t.Error(err)
+	}
+	if err := pull("../team-a"); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("escaping: %v", err)
+	}
+}
+
 // TestRootPullContinues: a registry that cuts its bodies again and again is
 // asked for the rest, never for the same bytes.
 func TestRootPullContinues(t *testing.T) {

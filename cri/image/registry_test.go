@@ -121,7 +121,7 @@ func (r *registry) blob(w http.ResponseWriter, req *http.Request, d digest.Diges
 		w.WriteHeader(http.StatusNotFound)
 		return
 	}
-	start := 0
+	start, ranged := 0, req.Header.Get("Range") != ""
 	if rng, ok := strings.CutPrefix(req.Header.Get("Range"), "bytes="); ok {
 		from, _, _ := strings.Cut(rng, "-")
 		start, _ = strconv.Atoi(from)
@@ -132,7 +132,7 @@ func (r *registry) blob(w http.ResponseWriter, req *http.Request, d digest.Diges
 	}
 	w.Header().Set("Content-Type", "application/octet-stream")
 	w.Header().Set("Content-Length", strconv.Itoa(len(b)-start))
-	if start > 0 {
+	if ranged {
 		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", start, len(b)-1, len(b)))
 		w.WriteHeader(http.StatusPartialContent)
 	}

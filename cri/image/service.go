@@ -42,6 +42,9 @@ type Config struct {
 	// HostsDir is the root of the registries' hosts.toml files, which
 	// containerd reads at each pull; empty means none.
 	HostsDir string `yaml:"hostsDir"`
+	// NamespaceHostsDir holds <namespace>/<registry>/hosts.toml, which take the place of HostsDir's for the pods
+	// of a namespace: mirrors, and in their headers credentials, that others do not have. Empty means none.
+	NamespaceHostsDir string `yaml:"namespaceHostsDir"`
 	// Snapshotters names the snapshotter of a runtime handler, where it is not
 	// the default of the containerd room.
 	Snapshotters map[string]string `yaml:"snapshotters"`
@@ -77,7 +80,7 @@ func Default() Config {
 // Validate reports all faults at once.
 func (c Config) Validate() error {
 	var errs []error
-	for _, p := range []struct{ name, path string }{{"hostsDir", c.HostsDir}, {"stateDir", c.StateDir}} {
+	for _, p := range []struct{ name, path string }{{"hostsDir", c.HostsDir}, {"namespaceHostsDir", c.NamespaceHostsDir}, {"stateDir", c.StateDir}} {
 		if p.path != "" && !filepath.IsAbs(p.path) {
 			errs = append(errs, fmt.Errorf("%s: %q is not absolute", p.name, p.path))
 		}
