@@ -91,6 +91,9 @@ func socketDir() (string, error) {
 // groupOf is the name under which containers share a shim.
 func groupOf(config, id string) (string, error) {
 	raw, err := os.ReadFile(config)
+	if errors.Is(err, os.ErrNotExist) {
+		return id, nil // a sandbox of containerd's Sandbox API has none
+	}
 	if err != nil {
 		return "", fmt.Errorf("read spec: %w", err)
 	}

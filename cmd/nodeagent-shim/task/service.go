@@ -50,6 +50,7 @@ type Service struct {
 	mu         sync.Mutex // guards what follows
 	containers map[string]*container
 	links      map[string]*linkServer // by the pod's directory
+	sandboxes  map[string]*sandbox    // of containerd's Sandbox API
 	// expected is until when a container may still come, though there is none; stopping is final.
 	expected time.Time
 	stopping bool
@@ -67,7 +68,7 @@ const orphaned = time.Minute
 
 // New returns a Service without containers.
 func New(deps Deps) *Service {
-	s := &Service{deps: deps, containers: map[string]*container{}, links: map[string]*linkServer{}}
+	s := &Service{deps: deps, containers: map[string]*container{}, links: map[string]*linkServer{}, sandboxes: map[string]*sandbox{}}
 	if !deps.Held {
 		s.expireLater()
 	}
@@ -97,7 +98,8 @@ func (s *Service) Methods() map[string]ttrpc.Handler {
 		"Wait": s.wait, "Pids": s.pids, "ResizePty": s.resize, "CloseIO": s.closeIO, "Pause": s.pause, "Resume": s.resume,
 		"Update": s.update, "Checkpoint": s.checkpoint, "Connect": s.connect, "Shutdown": s.shutdown, "Stats": s.stats,
 	}
-	out := map[string]ttrpc.Handler{ExpectMethod: s.expect}
+	out := s.sandboxMethods()
+	out[ExpectMethod] = s.expect
 	for name, fn := range methods {
 		out[ServiceName+"/"+name] = func(ctx context.Context, body []byte) (wire.Message, error) {
 			r, err := readRequest(name, body)
@@ -409,7 +411,7 @@ func (s *Service) shutdown(context.Context, *request) (wire.Message, error) {
 
 // stopIfIdle is called with the lock held.
 func (s *Service) stopIfIdle() {
-	if len(s.containers) > 0 || s.stopping {
+	if len(s.containers) > 0 || len(s.sandboxes) > 0 || s.stopping {
 		return
 	}
 	if wait := time.Until(s.expected); wait > 0 {
