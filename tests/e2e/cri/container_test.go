@@ -107,7 +107,7 @@ func TestExecSync(t *testing.T) {
 }
 
 // logLine is what CRI demands of a line of a log.
-var logLine = regexp.MustCompile(`^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}(Z|[+-]\d\d:\d\d) (stdout|stderr) [FP] `)
+var logLine = regexp.MustCompile(`^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d) (stdout|stderr) [FP] `)
 
 func TestLogs(t *testing.T) {
 	p := newPod(t, nil)
