@@ -40,5 +40,8 @@ func headline(results map[string]*figures.Area) string {
 			row.text, figures.With(f.Values[row.peer].P50, f.Unit), figures.With(f.Values[row.beside].P50, f.Unit), row.beside,
 		}, " | ") + " |\n")
 	}
+	if strings.Count(b.String(), "\n") == 2 {
+		return "Not measured yet.\n"
+	}
 	return b.String()
 }

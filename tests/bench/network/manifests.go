@@ -42,15 +42,20 @@ spec:
   egress: [{to: [{podSelector: {matchLabels: {app: bench}}}]}]
 `
 
-// isolate tells each pod's node of all pods and of the policies.
-func isolate(pods ...plugins.Pod) error {
+// isolate tells each pod's node of all pods and of the policies, which do not
+// allow the stranger.
+func isolate(stranger plugins.Pod, pods ...plugins.Pod) error {
 	var b bytes.Buffer
 	b.WriteString(policies)
-	for _, p := range pods {
+	for i, p := range append([]plugins.Pod{stranger}, pods...) {
+		app := "bench"
+		if i == 0 {
+			app = "stranger"
+		}
 		fmt.Fprintf(&b, `---
 apiVersion: v1
 kind: Pod
-metadata: {name: %s, namespace: default, labels: {app: bench}}
+metadata: {name: %s, namespace: default, labels: {app: %s}}
 spec:
   nodeName: %s
   containers: [{name: main, image: none}]
@@ -58,7 +63,7 @@ status:
   phase: Running
   podIP: %s
   podIPs: [{ip: %s}]
-`, filepath.Base(p.NetNS), p.Box.Name, p.Addr, p.Addr)
+`, filepath.Base(p.NetNS), app, p.Box.Name, p.Addr, p.Addr)
 	}
 	for _, p := range pods {
 		if err := p.Box.Write(manifests+"/pods.yaml", b.Bytes()); err != nil {

@@ -223,8 +223,12 @@ func (w *world) pods(callers [2]*plugins.Caller, same, between string) error {
 	if err != nil {
 		return err
 	}
+	stranger, _, err := callers[0].Add("stranger")
+	if err != nil {
+		return err
+	}
 	if w.policy && between != bridge {
-		if err := isolate(from, near, far); err != nil {
+		if err := isolate(stranger, from, near, far); err != nil {
 			return err
 		}
 	}
@@ -244,10 +248,6 @@ func (w *world) pods(callers [2]*plugins.Caller, same, between string) error {
 	w.paths = append(w.paths, path{GroupSame, same, d, netip.AddrPortFrom(near.Addr, port)})
 	if !w.policy || same == bridge {
 		return nil
-	}
-	stranger, _, err := callers[0].Add("stranger")
-	if err != nil {
-		return err
 	}
 	w.closed = netip.AddrPortFrom(near.Addr, port)
 	if w.stranger, err = traffic.Drive(stranger.Box, stranger.NetNS); err == nil {
