@@ -90,6 +90,14 @@ e2e-node: deps build ## run Kubernetes' own tests of a node with its kubelet, wh
 	@$(HARNESS)
 	bin/cluster node-tests $(if $(FOCUS),--focus '$(FOCUS)') $(if $(SKIP),--skip '$(SKIP)') $(if $(PROCS),--procs $(PROCS)) $(ARGS)
 
+.PHONY: e2e-storage
+e2e-storage: deps build ## run Kubernetes' own tests of storage drivers on each of our classes (DRIVERS="xfs ext4 btrfs memory" FOCUS= SKIP= PROCS=)
+	@tools/deps.sh ginkgo e2e.test
+	@$(HARNESS)
+	bin/cluster conformance --name storage --report dist/storage --focus '$(or $(FOCUS),External.Storage)' \
+		--skip '$(or $(SKIP),\[Disruptive\]|\[Slow\]|\[Serial\]|\[Feature:SELinux)' --procs $(or $(PROCS),3) \
+		$(patsubst %,--driver tests/e2e/drivers/%.yaml,$(or $(DRIVERS),xfs ext4 btrfs memory)) $(ARGS)
+
 .PHONY: run
 run: deps build ## start a one-node cluster with a demo in namespaces of its own (DETACH=1 leaves it in the background)
 	@$(HARNESS)

@@ -4,6 +4,7 @@ package storage
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -52,7 +53,12 @@ func (m *modifier) reconcile(ctx context.Context, key string) error {
 func (m *modifier) modify(ctx context.Context, key string, claim *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, class string) error {
 	params, err := m.mutableParameters(ctx, class)
 	if err != nil {
-		return m.refuse(ctx, claim, class, corev1.PersistentVolumeClaimModifyVolumePending, err.Error())
+		m.events.Event(claim, corev1.EventTypeWarning, "VolumeModifyFailed", err.Error())
+		state := corev1.PersistentVolumeClaimModifyVolumePending // it may come
+		if errors.Is(err, errForeignClass) {
+			state = corev1.PersistentVolumeClaimModifyVolumeInfeasible
+		}
+		return m.refuse(ctx, claim, class, state, err.Error())
 	}
 	claim, err = m.patchClaimStatus(ctx, claim, func(s *corev1.PersistentVolumeClaimStatus) {
 		setModify(s, class, corev1.PersistentVolumeClaimModifyVolumeInProgress)

@@ -112,11 +112,11 @@ func TestModify(t *testing.T) {
 		t.Errorf("volume has class %q", got)
 	}
 	c.patchClaim(`{"spec":{"volumeAttributesClassName":"` + c.ns + `-foreign"}}`)
-	c.await("pending", func() bool {
+	c.await("infeasible", func() bool {
 		s := c.getClaim("mine").Status
-		return s.ModifyVolumeStatus != nil && s.ModifyVolumeStatus.Status == corev1.PersistentVolumeClaimModifyVolumePending &&
+		return s.ModifyVolumeStatus != nil && s.ModifyVolumeStatus.Status == corev1.PersistentVolumeClaimModifyVolumeInfeasible &&
 			slices.ContainsFunc(s.Conditions, func(c corev1.PersistentVolumeClaimCondition) bool {
-				return strings.Contains(c.Message, "is of driver other.dev")
+				return strings.Contains(c.Message, "is of another driver: other.dev")
 			})
 	})
 }

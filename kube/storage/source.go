@@ -4,6 +4,7 @@ package storage
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -63,6 +64,10 @@ func (p *provisioner) cloneHandle(namespace, name string) (string, error) {
 	return pv.Spec.CSI.VolumeHandle, nil
 }
 
+// errForeignClass says that a class is of another driver, for good: that field of a
+// class never changes.
+var errForeignClass = errors.New("is of another driver")
+
 // mutableParameters are those of a VolumeAttributesClass; nil without one.
 func (c *Controllers) mutableParameters(ctx context.Context, name string) (map[string]string, error) {
 	if name == "" {
@@ -73,7 +78,7 @@ func (c *Controllers) mutableParameters(ctx context.Context, name string) (map[s
 		return nil, fmt.Errorf("volume attributes class: %w", err)
 	}
 	if class.DriverName != c.cfg.Driver {
-		return nil, fmt.Errorf("volume attributes class %s is of driver %s", name, class.DriverName)
+		return nil, fmt.Errorf("volume attributes class %s: %w: %s", name, errForeignClass, class.DriverName)
 	}
 	return class.Parameters, nil
 }

@@ -24,7 +24,8 @@ func (c *Cluster) conformanceImages(ctx context.Context, applets map[string]stri
 	delete(links, "bin/bash")
 	texts := maps.Clone(accounts)
 	texts["etc/passwd"] = strings.ReplaceAll(texts["etc/passwd"], "web:", "user-defined-in-image:")
-	texts["etc/group"] += "group-defined-in-image:x:50000:user-defined-in-image\n"
+	// No name for group 1000: tests of fsGroup look for the number.
+	texts["etc/group"] = strings.ReplaceAll(texts["etc/group"], "web:x:1000:\n", "") + "group-defined-in-image:x:50000:user-defined-in-image\n"
 	texts["etc/os-release"] = "NAME=\"Alpine Linux\"\nID=alpine\n"
 	texts["www/index.html"] = "<title>Welcome to nginx!</title>\n"
 	texts["var/run/keep"] = "\n"
@@ -106,11 +107,22 @@ type ConformanceRun struct {
 	Procs int
 	// Report is a directory for the JUnit report.
 	Report string
+	// Drivers are descriptions of storage drivers, files in cluster/../drivers: the tests
+	// are run once with each. None: once without.
+	Drivers []string
 }
 
 // RunConformance runs Kubernetes' own tests beside the control plane, from where they reach
 // nodes and pods, and writes what they say to out.
 func (c *Cluster) RunConformance(ctx context.Context, r ConformanceRun, out io.Writer) error {
+	if len(r.Drivers) > 0 {
+		return c.testDrivers(ctx, r, out)
+	}
+	return c.runConformance(ctx, r, out)
+}
+
+// runConformance is RunConformance with further flags of e2e.test.
+func (c *Cluster) runConformance(ctx context.Context, r ConformanceRun, out io.Writer, flags ...string) error {
 	for _, p := range []string{"ginkgo", "e2e.test"} {
 		if _, err := os.Stat(c.tool(p)); err != nil {
 			return fmt.Errorf("%w (make deps ONLY='ginkgo e2e.test regression-issue-74839')", err)
@@ -127,6 +139,7 @@ func (c *Cluster) RunConformance(ctx context.Context, r ConformanceRun, out io.W
 		"--timeout=2h", "--focus="+r.Focus, "--skip="+r.Skip, c.tool("e2e.test"), "--",
 		"--provider=local", "--kubeconfig="+inside, "--report-dir="+r.Report, "--minStartupPods=0",
 		"--dump-logs-on-failure=false", "--disable-log-dump=true")
+	cmd.Args = append(cmd.Args, flags...)
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+inside, "TMPDIR="+c.dir, "HOME="+c.dir,
 		"PATH="+c.Tools+":"+os.Getenv("PATH"))
 	cmd.Dir, cmd.Stdout, cmd.Stderr = r.Report, out, out

@@ -3,7 +3,6 @@
 package cluster
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,8 +13,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 const downDeadline = 60 * time.Second
@@ -158,39 +155,6 @@ func restoreSysctl(name, want string) error {
 		return err
 	}
 	return os.WriteFile(path, []byte(want), 0)
-}
-
-// detachLoops frees the loop devices whose files are in dir.
-func detachLoops(dir string) error {
-	var errs []error
-	for dev := range loopsIn(dir) {
-		f, err := os.Open("/dev/" + dev)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0); err != nil {
-			errs = append(errs, fmt.Errorf("detach %s: %w", dev, err))
-		}
-		errs = append(errs, f.Close())
-	}
-	return errors.Join(errs...)
-}
-
-// loopsIn maps loop devices to backing files below dir.
-func loopsIn(dir string) map[string]string {
-	out := map[string]string{}
-	files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
-	for _, f := range files {
-		data, err := os.ReadFile(f)
-		if err != nil {
-			continue // detached meanwhile
-		}
-		if backing := string(bytes.TrimSpace(data)); strings.HasPrefix(backing, dir+"/") {
-			out[strings.Split(f, "/")[3]] = backing
-		}
-	}
-	return out
 }
 
 // keepLogs copies the logs of a cluster that failed out of the directory that is

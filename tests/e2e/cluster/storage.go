@@ -5,6 +5,8 @@ package cluster
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -104,4 +106,26 @@ func (n *Node) IOLimits(podUID string) (string, error) {
 		}
 	}
 	return out.String(), nil
+}
+
+// testDrivers runs Kubernetes' tests of storage drivers once with each description of
+// one; the classes that they name are beside them.
+func (c *Cluster) testDrivers(ctx context.Context, r ConformanceRun, out io.Writer) error {
+	var errs []error
+	for _, file := range r.Drivers {
+		driver, err := filepath.Abs(file)
+		if err != nil {
+			return err
+		}
+		if _, err := c.Kubectl(ctx, "apply", "-f", filepath.Join(filepath.Dir(driver), "classes.yaml")); err != nil {
+			return err
+		}
+		one, name := r, strings.TrimSuffix(filepath.Base(driver), ".yaml")
+		one.Report = filepath.Join(r.Report, name)
+		c.Progress.Say("\nStorage driver %s", name)
+		if err := c.runConformance(ctx, one, out, "--storage.testdriver="+driver); err != nil {
+			errs = append(errs, fmt.Errorf("driver %s: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
 }

@@ -23,7 +23,7 @@ const usage = `usage: cluster COMMAND [flags]
   demo      the same with the demo in it
   runtimes  start a node of each runtime, without kubelets, for benchmarks
   boxes     start nodes in which nothing runs, for benchmarks
-  conformance  run Kubernetes' own tests: --focus --skip --procs --report
+  conformance  run Kubernetes' own tests: --focus --skip --procs --report --driver
   node-tests   run Kubernetes' tests of a node, with its kubelet: the same flags
   status    show the clusters of this machine
   enter     run a command inside a node: cluster enter [--name NAME] NODE [COMMAND...]
@@ -62,6 +62,10 @@ func parse(command string, args []string) (*options, error) {
 		f.StringVar(&o.tests.Skip, "skip", `\[Serial\]|\[Disruptive\]|\[Slow\]`, "leave out those")
 		f.IntVar(&o.tests.Procs, "procs", 4, "how many at once")
 		f.StringVar(&o.tests.Report, "report", "dist/"+command, "directory for the report")
+		f.Func("driver", "conformance: run them with this description of a storage driver, once with each", func(file string) error {
+			o.tests.Drivers = append(o.tests.Drivers, file)
+			return nil
+		})
 	}
 	if command == "node-tests" {
 		// Without a sandbox's container cAdvisor finds no network to report.
