@@ -13,7 +13,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 TAGS    := grpcnotrace
 COMMANDS = $(notdir $(wildcard cmd/nodeagent*))
 # What the cluster of `make run` and of the black-box tests is made with; static, for web goes into an image.
-HARNESS = go run ./packaging/build --storage bin/storage.yaml && cd tests/e2e && CGO_ENABLED=0 go build -o ../../bin/ ./cmd/cluster ./cmd/web
+HARNESS = go run ./packaging/build --storage bin/storage.yaml && cd tests/e2e && CGO_ENABLED=0 go build -o ../../bin/ ./cmd/cluster ./cmd/web ./cmd/foreigncsi
 export PATH := $(TOOLS):$(PATH)
 
 .PHONY: help
@@ -74,9 +74,9 @@ test-conformance: build ## run the quick part of Kubernetes' conformance tests (
 	bin/cluster conformance --focus '$(QUICK)' --skip '\[Slow\]' --procs 3
 
 .PHONY: test-kernels
-test-kernels: ## run the data path's root tests on Linux 6.1, the oldest we promise, in an emulated machine (KERNELS="6.1 6.12" RUN= VERBOSE=1)
+test-kernels: ## run tests of the data path, LVM, quotas and cgroup v2 on Linux 6.1, the oldest we promise, in an emulated machine (KERNELS="6.1 6.12" ROOMS= RUN= VERBOSE=1)
 	@tools/deps.sh --emulator
-	@RUN='$(RUN)' tests/kernels/run.sh $(KERNELS)
+	@ROOMS='$(ROOMS)' RUN='$(RUN)' tests/kernels/run.sh $(KERNELS)
 
 .PHONY: e2e-conformance
 e2e-conformance: deps build ## run Kubernetes' own tests of node, network and storage (FOCUS= SKIP= PROCS=)

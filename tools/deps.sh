@@ -26,7 +26,7 @@ packages=(
 )
 
 # Not installed unless asked for by name: for one target.
-emulator=(bash-static busybox-static iproute2 kmod qemu-system-x86 util-linux)
+emulator=(bash-static busybox-static e2fsprogs iproute2 kmod lvm2 qemu-system-x86 thin-provisioning-tools util-linux xfsprogs)
 
 # component | module directory | module that carries the version | programs it makes
 components='
