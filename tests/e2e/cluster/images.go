@@ -35,7 +35,9 @@ import (
 const (
 	WebImage     = "registry.local/web:1"
 	BusyboxImage = "registry.local/busybox:1"
-	AgnhostImage = "registry.k8s.io/e2e-test-images/agnhost:2.66.1"
+	// ForeignCSIImage is another vendor's storage driver (cmd/foreigncsi).
+	ForeignCSIImage = "registry.local/foreigncsi:1"
+	AgnhostImage    = "registry.k8s.io/e2e-test-images/agnhost:2.66.1"
 )
 
 // image says what is in an image: files of the machine, links, and how it starts.
@@ -69,6 +71,9 @@ func (c *Cluster) images(ctx context.Context) ([]image, error) {
 			entrypoint: []string{"/agnhost"}, cmd: []string{"pause"},
 		},
 	}
+	if driver := filepath.Join(c.Bin, "foreigncsi"); fileExists(driver) {
+		out = append(out, image{refs: []string{ForeignCSIImage}, files: map[string]string{"foreigncsi": driver}, entrypoint: []string{"/foreigncsi"}})
+	}
 	if c.Runtime != RuntimeNodeagent {
 		out = append(out, image{refs: []string{PauseImage}, files: map[string]string{"pause": c.tool("pause")}, entrypoint: []string{"/pause"}, user: "65535:65535"})
 	}
@@ -80,6 +85,11 @@ func (c *Cluster) images(ctx context.Context) ([]image, error) {
 		out = append(out, more...)
 	}
 	return out, nil
+}
+
+func fileExists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 const busyboxPath = "/bin/busybox"
