@@ -3,6 +3,7 @@
 package bpf
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"testing"
 )
@@ -143,3 +144,30 @@ func TestRootRanges(t *testing.T) {
 		n.steps([]step{{"nobody here", n.objs.FromNet, DatapathHookHOOK_NET, n.up, in, actShot, DatapathReasonDROP_BACKEND, nil}})
 	}
 }
+
+// TestRootSCTP: a service over SCTP changes addresses and leaves the ports, and
+// so the CRC over them, alone.
+func TestRootSCTP(t *testing.T) {
+	n := newNetLab(t)
+	for f := range 2 {
+		n.put(n.objs.Be, uint32(0), DatapathBackend{Addr: key(podB.at(f)), Port: swap(80), Proto: sctp})
+		n.put(n.objs.Svc, DatapathSvcKey{Addr: key(vip.at(f)), Port: swap(80), Proto: sctp}, DatapathSvcValue{Id: uint32(f) + 1, Count: 1})
+		header := func(sport, dport uint16) []byte {
+			h := binary.BigEndian.AppendUint16(nil, sport)
+			h = binary.BigEndian.AppendUint16(h, dport)
+			return append(h, 1, 2, 3, 4, 0xde, 0xad, 0xbe, 0xef, 1, 0, 0, 4) // tag, CRC, an INIT
+		}
+		p := wire{src: podA.at(f), dst: vip.at(f), proto: sctp, raw: header(40000, 80)}
+		to := p
+		to.dst = podB.at(f)
+		answer := wire{src: to.dst, dst: to.src, proto: sctp, raw: header(80, 40000)}
+		back := answer
+		back.src = vip.at(f)
+		n.steps([]step{
+			{"to a service", n.objs.FromPod, DatapathHookHOOK_POD, n.podA, p, actRedirect, DatapathReasonFWD_LOCAL, &to},
+			{"the answer", n.objs.FromPod, DatapathHookHOOK_POD, n.podB, answer, actRedirect, DatapathReasonFWD_LOCAL, &back},
+		})
+	}
+}
+
+const sctp = 132

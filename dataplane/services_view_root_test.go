@@ -3,6 +3,7 @@
 package dataplane
 
 import (
+	"errors"
 	"net/netip"
 	"testing"
 
@@ -151,4 +152,57 @@ func (h *host) trace(tb testing.TB, req TraceRequest) Trace {
 		tb.Fatalf("%d traces, %v; want one", len(all), err)
 	}
 	return all[0]
+}
+
+// TestRootAffinityRestart: a client keeps its backend over a restart of the
+// daemon, and loses it after the timeout.
+func TestRootAffinityRestart(t *testing.T) {
+	l := newLab(t, 1)
+	h := l.hosts[0]
+	a, b, c := h.addPod(t, "a"), h.addPod(t, "b"), h.addPod(t, "c")
+	b.serve(t, "b", 8080, b.addrs...)
+	c.serve(t, "c", 8080, c.addrs...)
+	o := newService("s", vips(1), 8080, b.target(), c.target())
+	o.Service.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
+	timeout := int32(2)
+	short := newService("short", vips(2), 8080, b.target(), c.target())
+	short.Service.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
+	short.Service.Spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: &timeout}}
+	h.agent.must(t, "UpdateServices", []service.Object{o, short})
+	ask := func(vip netip.Addr) string {
+		t.Helper()
+		name, _, err := a.ask("udp", netip.AddrPortFrom(vip, 80))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	first := []string{ask(vips(1)[0]), ask(vips(1)[1])}
+	for range 2 {
+		for i, want := range first {
+			for range 8 {
+				if got := ask(vips(1)[i]); got != want {
+					t.Errorf("%s answers, %s did before", got, want)
+				}
+			}
+		}
+		h.agent.kill(t)
+		h.startAgent(t)
+		for _, p := range []*pod{a, b, c} {
+			h.agent.must(t, "UpdateEndpoint", p.ep)
+		}
+		h.agent.must(t, "UpdateServices", []service.Object{o, short})
+	}
+	// Asking keeps it; so this looks without asking.
+	want := ask(vips(2)[0])
+	req := TraceRequest{netip.AddrPortFrom(a.addrs[0], 0), netip.AddrPortFrom(vips(2)[0], 80), service.UDP}
+	if got := h.trace(t, req); len(got.Backends) != 1 {
+		t.Errorf("%s was given, and now it may be any: %s", want, got.Reason)
+	}
+	eventually(t, "the client keeps its backend past the timeout", func() error {
+		if got := h.trace(t, req); len(got.Backends) != 2 {
+			return errors.New(got.Reason)
+		}
+		return nil
+	})
 }
