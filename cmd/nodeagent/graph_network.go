@@ -30,6 +30,7 @@ func (g *graph) addNetwork(context.Context) error {
 	}
 	maps.Copy(g.routes, dataplaneRoutes(dp))
 	maps.Copy(g.routes, serviceRoutes(dp))
+	maps.Copy(g.routes, policyRoutes(dp))
 	if cfg.Enabled {
 		if err := g.newNetwork(); err != nil {
 			return err

@@ -76,7 +76,7 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
 	root.PersistentFlags().String("api", api.DefaultSocket, "the daemon's local API socket")
 	root.AddCommand(runCommand(), statusCommand(), podsCommand(), imagesCommand(), ipamCommand(), volumesCommand(),
-		servicesCommand(), conntrackCommand(), countersCommand(), flowsCommand(),
+		servicesCommand(), policyCommand(), conntrackCommand(), countersCommand(), flowsCommand(),
 		doctorCommand(), installCommand(), uninstallCommand(), configCommand(), versionCommand())
 	return root
 }
