@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io/fs"
+	"math/bits"
 	"os"
 	"slices"
 	"strings"
@@ -80,12 +81,26 @@ func golden(t *testing.T) string {
 	return "testdata/verified-" + strings.Join(n[:2], ".") + ".txt"
 }
 
+// masks are the combinations of booleans to load: all there are or, on an
+// emulated machine, none, all, each one alone and all but each one.
+func masks() []uint {
+	n := uint(1) << len(booleans)
+	var out []uint
+	for mask := range n {
+		on := bits.OnesCount(mask)
+		if !testing.Short() || on <= 1 || on >= len(booleans)-1 {
+			out = append(out, mask)
+		}
+	}
+	return out
+}
+
 // TestRootLoad loads every program under every combination of its booleans,
 // and compares how many instructions the verifier walks with what was accepted,
 // where the kernel is one that this is recorded for.
 func TestRootLoad(t *testing.T) {
 	var lines []string
-	for mask := range uint(1) << len(booleans) {
+	for _, mask := range masks() {
 		objs := load(t, mask)
 		var on []string
 		for i, name := range booleans {
@@ -122,7 +137,8 @@ func TestRootLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got != string(want) {
+	accepted := strings.Split(string(want), "\n")
+	if slices.ContainsFunc(lines, func(l string) bool { return !slices.Contains(accepted, l) }) {
 		t.Errorf("verified instructions changed (run with -update when that is meant):\n%s", got)
 	}
 }

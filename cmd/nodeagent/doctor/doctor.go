@@ -52,7 +52,7 @@ type Options struct {
 // Checks returns the list in the order in which a person wants to read it.
 func Checks(o Options) []Check {
 	return []Check{
-		o.kernel, o.btf, o.capabilities, o.fileLimit,
+		o.kernel, o.btf, o.bpfFeatures, o.capabilities, o.fileLimit,
 		o.cgroups, o.filesystems, o.bpffs, o.rootPropagation, o.loop,
 		o.sysctls, o.programs, o.containerd, o.pools, o.kubeProxy,
 	}
