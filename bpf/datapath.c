@@ -104,11 +104,16 @@ static __noinline int net_stages(struct __sk_buff *skb)
 	return incoming(skb, HOOK_NET);
 }
 
+static __noinline int tun_stages(struct __sk_buff *skb)
+{
+	return incoming(skb, HOOK_TUN);
+}
+
 /* Ingress at the host side of a pod's link: what the pod sends. */
 SEC("tc")
 int from_pod(struct __sk_buff *skb)
 {
-	__u32 to = express(skb);
+	__u32 to = express(skb, HOOK_POD);
 
 	return to ? verdict_express(skb, HOOK_POD, to) : pod_stages(skb);
 }
@@ -117,7 +122,7 @@ int from_pod(struct __sk_buff *skb)
 SEC("tc")
 int from_net(struct __sk_buff *skb)
 {
-	__u32 to = express(skb);
+	__u32 to = express(skb, HOOK_NET);
 
 	return to ? verdict_express(skb, HOOK_NET, to) : net_stages(skb);
 }
@@ -126,7 +131,9 @@ int from_net(struct __sk_buff *skb)
 SEC("tc")
 int from_tun(struct __sk_buff *skb)
 {
-	return incoming(skb, HOOK_TUN);
+	__u32 to = express(skb, HOOK_TUN);
+
+	return to ? verdict_express(skb, HOOK_TUN, to) : tun_stages(skb);
 }
 
 /* Egress at the host side of a pod's link: what this node's kernel sends it. */

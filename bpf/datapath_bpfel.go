@@ -413,6 +413,7 @@ const (
 	DatapathVarCfgSnatMin    = "cfg_snat_min"
 	DatapathVarCfgSvcReset   = "cfg_svc_reset"
 	DatapathVarCfgSvcStats   = "cfg_svc_stats"
+	DatapathVarCfgTunPort    = "cfg_tun_port"
 	DatapathVarCfgVni        = "cfg_vni"
 	DatapathVarEpoch         = "epoch"
 	DatapathVarSharedTypes   = "shared_types"
@@ -525,6 +526,7 @@ type DatapathVariableSpecs struct {
 	CfgSnatMin    *ebpf.VariableSpec `ebpf:"cfg_snat_min"`
 	CfgSvcReset   *ebpf.VariableSpec `ebpf:"cfg_svc_reset"`
 	CfgSvcStats   *ebpf.VariableSpec `ebpf:"cfg_svc_stats"`
+	CfgTunPort    *ebpf.VariableSpec `ebpf:"cfg_tun_port"`
 	CfgVni        *ebpf.VariableSpec `ebpf:"cfg_vni"`
 	Epoch         *ebpf.VariableSpec `ebpf:"epoch"`
 	SharedTypes   *ebpf.VariableSpec `ebpf:"shared_types"`
@@ -619,6 +621,7 @@ type DatapathVariables struct {
 	CfgSnatMin    *ebpf.Variable `ebpf:"cfg_snat_min"`
 	CfgSvcReset   *ebpf.Variable `ebpf:"cfg_svc_reset"`
 	CfgSvcStats   *ebpf.Variable `ebpf:"cfg_svc_stats"`
+	CfgTunPort    *ebpf.Variable `ebpf:"cfg_tun_port"`
 	CfgVni        *ebpf.Variable `ebpf:"cfg_vni"`
 	Epoch         *ebpf.Variable `ebpf:"epoch"`
 	SharedTypes   *ebpf.Variable `ebpf:"shared_types"`

@@ -235,6 +235,7 @@ func (d *Dataplane) options(cookie uint64) attach.Options {
 			"cfg_svc_reset":   d.cfg.ServiceOptions.ResetConnections,
 			"cfg_host_cookie": cookie,
 			"cfg_vni":         d.cfg.Tunnel.VNI,
+			"cfg_tun_port":    maps.Port(d.cfg.Tunnel.Port),
 			"cfg_snat_min":    d.cfg.SNATPorts.Min,
 			"cfg_snat_max":    d.cfg.SNATPorts.Max,
 		},

@@ -72,7 +72,9 @@ func (d *Dataplane) syncRoutes() error {
 	}
 	return errors.Join(append(p.errs,
 		d.routes.Sync(p.bpf, d.peersKnown),
-		d.peerRoutes.Sync(p.kernel, d.peersKnown))...)
+		d.peerRoutes.Sync(p.kernel, d.peersKnown),
+		// Short cuts were opened for the node that a pod was behind.
+		d.bumpEpoch())...)
 }
 
 // addPeer adds the paths to a peer's pods and to itself.

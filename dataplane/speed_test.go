@@ -39,6 +39,47 @@ func BenchmarkRootPath(b *testing.B) {
 		{"service", x.netns, y.netns, netip.AddrPortFrom(vips(1)[0], 80), netip.AddrPortFrom(y.addrs[0], 5000)},
 	}
 	h.waitLinks(b, x, y)
+	compare(b, paths)
+}
+
+// BenchmarkRootNodes compares the ways between pods of two nodes that are
+// joined by one veth, natively and through the overlay, with "wire".
+func BenchmarkRootNodes(b *testing.B) {
+	wireA, wireB := newWire(b)
+	paths := []path{{"wire", wireA, wireB, netip.MustParseAddrPort("10.9.0.2:5000"), netip.MustParseAddrPort("10.9.0.2:5000")}}
+	for _, mode := range []string{"native", "vxlan"} {
+		b.Run(mode, func(b *testing.B) {
+			l := newLab(b, 2)
+			l.joinDirectly(b)
+			l.join(b, mode)
+			x, y := l.hosts[0].addPod(b, "x"), l.hosts[1].addPod(b, "y")
+			l.hosts[0].waitLinks(b, x)
+			l.hosts[1].waitLinks(b, y)
+			for _, p := range []*pod{x, y} { // as the CNI does it
+				p.run(b, "ip route change default via 169.254.1.1 mtu 1430")
+			}
+			to := netip.AddrPortFrom(y.addrs[0], 5000)
+			compare(b, append(paths, path{mode, x.netns, y.netns, to, to}))
+		})
+	}
+}
+
+// joinDirectly gives two hosts a link of their own, and addresses on it.
+func (l *lab) joinDirectly(b *testing.B) {
+	b.Helper()
+	l.hosts[0].run(b, "ip link add eth1 type veth peer name eth1 netns "+l.hosts[1].path)
+	for i, h := range l.hosts {
+		a, a6 := fmt.Sprintf("192.168.50.%d", i+1), fmt.Sprintf("2001:db8:50::%d", i+1)
+		h.run(b, "ip addr add "+a+"/24 dev eth1; ip addr add "+a6+"/64 dev eth1 nodad; ip link set eth1 up")
+		h.node.Addrs = []netip.Addr{netip.MustParseAddr(a), netip.MustParseAddr(a6)}
+		h.agent.must(b, "SetNode", h.node)
+	}
+}
+
+// compare measures paths in turns and reports the best of each, and as a ratio
+// to the first.
+func compare(b *testing.B, paths []path) {
+	b.Helper()
 	best := map[string][3]float64{}
 	for range max(b.N, 1) {
 		for _, p := range paths {
@@ -50,7 +91,7 @@ func BenchmarkRootPath(b *testing.B) {
 		}
 	}
 	for _, p := range paths {
-		v, w := best[p.name], best["wire"]
+		v, w := best[p.name], best[paths[0].name]
 		b.ReportMetric(v[0], p.name+"-RR/s")
 		b.ReportMetric(v[1], p.name+"-CRR/s")
 		b.ReportMetric(v[2], p.name+"-Gbit/s")

@@ -7,6 +7,7 @@
  */
 
 #include <linux/bpf.h>
+#include <bpf/bpf_endian.h>
 
 /* Serve Kubernetes services. */
 volatile const bool cfg_services = true;
@@ -25,6 +26,9 @@ volatile const bool cfg_recall = false;
 
 /* The cookie of the node's network namespace, whose UDP sockets are translated. */
 volatile const __u64 cfg_host_cookie = 0;
+
+/* UDP port of the overlay. */
+volatile const __be16 cfg_tun_port = bpf_htons(8472);
 
 /* Network identifier of the overlay. */
 volatile const __u32 cfg_vni = 1;

@@ -236,7 +236,7 @@ static __always_inline void ct_lanes(struct ct_value *v, const struct pkt *pkt)
 		v->lane[0].to = 0;
 		v->lane[1].to = 0;
 	}
-	v->lane[dir & 1].from = pkt->in_if;
+	v->lane[dir & 1].from = pkt->from;
 	v->lane[dir & 1].to = pkt->dst_if;
 	if (pkt->src_if) {
 		v->lane[~dir & 1].from = pkt->dst_if;

@@ -11,12 +11,15 @@
 
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
+#include "config.h"
 #include "conntrack.h"
+#include "endpoint.h"
 #include "proto.h"
 #include "types.h"
 #include "verifier.h"
 
-#define IP4_PLAIN 0x45 /* version 4, no options */
+#define IP4_PLAIN    0x45  /* version 4, no options */
+#define EXPRESS_HOST (~0U) /* not a link: to the node itself */
 
 /* Where ports and flags are, when the packet is an ordinary one. */
 static __always_inline void *express_ip(struct __sk_buff *skb, struct tuple *t)
@@ -64,10 +67,30 @@ static __always_inline bool express_l4(struct __sk_buff *skb, struct tuple *t, v
 }
 
 /*
+ * What a lane begins with: the link, or the node that sent it through the
+ * overlay; 0 where that has an IPv6 address, which does not fit.
+ */
+static __always_inline __u32 express_from(struct __sk_buff *skb, __u32 hook)
+{
+	struct bpf_tunnel_key key = {};
+
+	if (hook != HOOK_TUN)
+		return skb->ifindex;
+	return bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0) ? 0 : key.remote_ipv4;
+}
+
+/* What carries the overlay is the kernel's, and from_tun judges what is in it. */
+static __always_inline bool express_outer(const struct tuple *t, __u32 hook)
+{
+	return hook == HOOK_NET && t->proto == PROTO_UDP && t->dport == cfg_tun_port &&
+	       endpoint_host_at(&t->dst);
+}
+
+/*
  * The link that the packet goes to at once; 0: it has to take the long way,
  * which needs the stack that this would hold if it were inlined.
  */
-static __noinline __u32 express(struct __sk_buff *skb)
+static __noinline __u32 express(struct __sk_buff *skb, __u32 hook)
 {
 	struct tuple t, key;
 	struct ct_value *v;
@@ -79,13 +102,15 @@ static __noinline __u32 express(struct __sk_buff *skb)
 	l4 = express_ip(skb, &t);
 	if (!l4 || !express_l4(skb, &t, l4, &flags))
 		return 0;
+	if (express_outer(&t, hook))
+		return EXPRESS_HOST;
 	dir = ct_key(&key, &t);
 	v = bpf_map_lookup_elem(&ct, &key);
 	if (!v || v->epoch != epoch)
 		return 0;
 	dir = opaque(dir ^ (v->flags & CT_SWAPPED)) & 1;
 	to = v->lane[dir].to;
-	if (to && v->lane[dir].from == skb->ifindex) {
+	if (to && v->lane[dir].from == express_from(skb, hook)) {
 		ct_mark(v, ct_flags_of(dir, flags));
 		return to;
 	}

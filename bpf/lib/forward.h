@@ -194,8 +194,8 @@ static __always_inline int forward_fits(struct __sk_buff *skb, const struct pkt 
 /* May the rest of the flow take the short cut? */
 static __always_inline bool forward_short(const struct pkt *pkt)
 {
-	return pkt->act == FWD_LOCAL && pkt->hook != HOOK_TUN && !translated(pkt) &&
-	       !pkt->src_rate && !pkt->dst_rate;
+	return pkt->act == FWD_LOCAL && pkt->from && !translated(pkt) && !pkt->src_rate &&
+	       !pkt->dst_rate;
 }
 
 /*

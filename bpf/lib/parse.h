@@ -199,7 +199,7 @@ __noinline int parse(struct __sk_buff *skb, struct pkt *pkt)
 	int ret;
 
 	NEED(pkt);
-	pkt->in_if = skb->ifindex;
+	pkt->from = pkt->hook == HOOK_TUN ? 0 : skb->ifindex;
 	/* Another network on the same wire: not ours. */
 	if (skb->vlan_present)
 		return -PASS_NOT_IP;

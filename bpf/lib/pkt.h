@@ -19,7 +19,7 @@ struct pkt {
 	struct addr snat; /* the address that a new flow leaves with; zero: its own */
 	struct addr osrc; /* of an ICMP error: who sent it */
 	__u8 mac[12];	  /* link addresses, destination first, where we write them */
-	__u32 in_if;	  /* link it came in by */
+	__u32 from;	  /* link, or node of the overlay, that it came from; 0: has no short cut */
 	__u32 epoch;	  /* when it came in */
 	__u32 src_if;	  /* link of the pod that sent it, 0: no pod of this node */
 	__u32 dst_if;	  /* link of the pod that owns n.dst, 0: no pod of this node */

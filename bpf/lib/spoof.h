@@ -36,12 +36,13 @@ static __always_inline int spoof_net(struct pkt *pkt)
 }
 
 /* From the overlay comes only what lies behind the node that sent it. */
-static __always_inline int spoof_tun(struct __sk_buff *skb, struct pkt *pkt)
+__noinline int spoof_tun(struct __sk_buff *skb, struct pkt *pkt)
 {
 	struct bpf_tunnel_key key = {};
 	struct addr from;
 	struct route *rt;
 
+	NEED(pkt);
 	rt = route_find(pkt->related ? &pkt->osrc : &pkt->t.src);
 	if (!rt || rt->kind != ROUTE_TUNNEL)
 		return -DROP_TUNNEL;
@@ -49,6 +50,7 @@ static __always_inline int spoof_tun(struct __sk_buff *skb, struct pkt *pkt)
 		if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
 			return -DROP_TUNNEL;
 		addr_from4(&from, bpf_htonl(key.remote_ipv4));
+		pkt->from = key.remote_ipv4;
 	} else {
 		if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6))
 			return -DROP_TUNNEL;

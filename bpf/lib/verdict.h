@@ -12,6 +12,7 @@
 #include "config.h"
 #include "endpoint.h"
 #include "event.h"
+#include "express.h"
 #include "forward.h"
 #include "icmp.h"
 #include "nat.h"
@@ -89,10 +90,16 @@ static __always_inline long send(struct __sk_buff *skb, const struct pkt *pkt)
 	}
 }
 
-/* By the short cut to a pod's link. */
+/* By the short cut to a pod's link, or to the node. */
 static __always_inline int verdict_express(struct __sk_buff *skb, __u8 hook, __u32 to)
 {
+	if (to == EXPRESS_HOST) {
+		count(skb, hook, PASS_HOST);
+		return ACT_OK;
+	}
 	count(skb, hook, FWD_LOCAL);
+	if (hook == HOOK_TUN)
+		bpf_skb_change_type(skb, PKT_HOST);
 	return (int)bpf_redirect_peer(to, 0);
 }
 
