@@ -203,7 +203,7 @@ func (c *Cluster) startRegistry(ctx context.Context) error {
 		return err
 	}
 	handler := registry.New(registry.WithBlobHandler(registry.NewDiskBlobHandler(blobs)), registry.Logger(log.New(io.Discard, "", 0)))
-	c.registry = &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute}
+	c.registry = &http.Server{Handler: openRanges(handler), ReadHeaderTimeout: time.Minute}
 	served := make(chan error, 1)
 	go func() { served <- c.registry.Serve(l) }()
 	c.onDown(func(context.Context) error {
