@@ -86,6 +86,8 @@ func reasonNames() map[bpf.DatapathReason]string {
 		bpf.DatapathReasonDROP_RATE:       "bandwidth",
 		bpf.DatapathReasonDROP_SOURCE:     "source_range",
 		bpf.DatapathReasonDROP_RELATED:    "icmp_of_unknown_flow",
+		bpf.DatapathReasonDROP_EGRESS:     "policy_egress",
+		bpf.DatapathReasonDROP_INGRESS:    "policy_ingress",
 	}
 }
 
