@@ -21,6 +21,10 @@ const (
 	// gcPercent makes the collector run at half again of what lives, not at
 	// twice: a daemon that allocates little pays next to nothing for it.
 	gcPercent = 50
+	// startPercent is for the time until the first trim: a start reads all that
+	// the cluster has, and would collect again and again while it grows (50,000
+	// services from nothing: 7.6 s at 50 percent, 3.6 s at 200, on two busy CPUs).
+	startPercent = 200
 	// The first trim follows what starting needed, later ones what a burst did.
 	firstTrim = 20 * time.Second
 	trimEvery = 5 * time.Minute
@@ -31,8 +35,9 @@ const (
 // once. (Those stay in the page cache; a page that is used again costs a minor
 // fault, and is then no longer the first to be reclaimed.)
 func keepSmall(ctx context.Context, log *slog.Logger) {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
+	ours := os.Getenv("GOGC") == ""
+	if ours {
+		debug.SetGCPercent(startPercent)
 	}
 	for t := time.NewTimer(firstTrim); ; t.Reset(trimEvery) {
 		select {
@@ -40,6 +45,9 @@ func keepSmall(ctx context.Context, log *slog.Logger) {
 			t.Stop()
 			return
 		case <-t.C:
+		}
+		if ours {
+			debug.SetGCPercent(gcPercent)
 		}
 		debug.FreeOSMemory()
 		if err := releaseProgram(); err != nil {
