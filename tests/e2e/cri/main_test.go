@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -76,7 +77,16 @@ func dial() (*grpc.ClientConn, error) {
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return node.DialUnix(ctx, node.CRISocket()) }))
 }
 
+// pull waits until the runtime has recovered and pulls what the tests run.
 func pull(ctx context.Context) error {
+	calm, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	if err := cluster.WaitFor(calm, func(ctx context.Context) error {
+		_, err := rs.Status(ctx, &runtimeapi.StatusRequest{})
+		return err
+	}); err != nil {
+		return err
+	}
 	for _, ref := range []string{cluster.BusyboxImage, cluster.WebImage} {
 		if _, err := images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}}); err != nil {
 			return err
