@@ -73,7 +73,13 @@ func twice(t *testing.T, what string, call func(context.Context) error) {
 func TestStubborn(t *testing.T) {
 	p := newPod(t, nil)
 	id, _ := p.start(func(c *runtimeapi.ContainerConfig) {
-		c.Command = []string{"sh", "-c", "trap '' TERM; while :; do sleep 1; done"}
+		c.Command = []string{"sh", "-c", "trap '' TERM; touch /armed; while :; do sleep 1; done"}
+	})
+	p.eventually(func() error {
+		if _, _, code := p.exec(id, "test", "-e", "/armed"); code != 0 {
+			return errors.New("the trap is not set yet")
+		}
+		return nil
 	})
 	if _, err := rs.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 1}); err != nil {
 		t.Fatal(err)
