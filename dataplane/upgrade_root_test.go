@@ -42,6 +42,9 @@ func (p *probe) run(n netns, to netip.AddrPort, fresh bool) error {
 		if fresh { // there are no more than 4,535 ports towards the world
 			every *= 10
 		}
+		if testing.Short() { // an emulated machine
+			every *= 100
+		}
 		tick := time.NewTicker(every)
 		defer tick.Stop()
 		var c net.Conn
@@ -89,7 +92,7 @@ func (p *probe) finish(t *testing.T) {
 	if err := <-p.done; err != nil {
 		t.Errorf("%s: %v", p.what, err)
 	}
-	if s, g := p.sent.Load(), p.got.Load(); s != g || g < 100 {
+	if s, g := p.sent.Load(), p.got.Load(); s != g || g < 100 && !testing.Short() {
 		t.Errorf("%s: %d questions, %d answers", p.what, s, g)
 	}
 }
@@ -153,6 +156,9 @@ func TestRootUpgrade(t *testing.T) {
 	tr := newTraffic(t, a, targets)
 	tr.progress(t)
 	steps := []string{"", "make maps", "load programs", "put relays on links", "turn relays", "carry over", "move pins"}
+	if testing.Short() {
+		steps = steps[:2]
+	}
 	for i, step := range steps {
 		if i == 1 {
 			h.waitLinks(t, a, b)
