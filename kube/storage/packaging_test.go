@@ -26,6 +26,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/nodeagent/nodeagent/dataplane"
+	"github.com/nodeagent/nodeagent/dataplane/policy"
 	"github.com/nodeagent/nodeagent/dataplane/service"
 	"github.com/nodeagent/nodeagent/kube"
 	"github.com/nodeagent/nodeagent/kube/kubetest"
@@ -120,13 +121,13 @@ func TestChartIsValid(t *testing.T) {
 // sinks take everything and do nothing.
 type sinks struct{}
 
-func (sinks) SetNode(context.Context, dataplane.Node) error                  { return nil }
-func (sinks) UpdatePeers(context.Context, []dataplane.Peer) error            { return nil }
-func (sinks) UpdateServices(context.Context, []service.Object) error         { return nil }
-func (sinks) DeleteServices(context.Context, []types.NamespacedName) error   { return nil }
-func (sinks) PruneServices(context.Context, []types.NamespacedName) error    { return nil }
-func (sinks) ReplacePolicyObjects(context.Context, kube.PolicyObjects) error { return nil }
-func (sinks) UpdatePolicyObjects(context.Context, kube.PolicyObjects, kube.PolicyNames) error {
+func (sinks) SetNode(context.Context, dataplane.Node) error                { return nil }
+func (sinks) UpdatePeers(context.Context, []dataplane.Peer) error          { return nil }
+func (sinks) UpdateServices(context.Context, []service.Object) error       { return nil }
+func (sinks) DeleteServices(context.Context, []types.NamespacedName) error { return nil }
+func (sinks) PruneServices(context.Context, []types.NamespacedName) error  { return nil }
+func (sinks) ReplacePolicyObjects(context.Context, policy.Objects) error   { return nil }
+func (sinks) UpdatePolicyObjects(context.Context, policy.Objects, policy.Names) error {
 	return nil
 }
 
