@@ -63,7 +63,7 @@ func (e *execRig) execs() int {
 	return strings.Count(string(b), " exec --process ")
 }
 
-// container runs a pod and a container under a handler.
+// container runs a pod and a container under a handler, and returns when the container's shell has become its command.
 func (e *execRig) container(handler, name string, change func(*runtimeapi.PodSandboxConfig, *runtimeapi.ContainerConfig)) string {
 	e.t.Helper()
 	pod := e.pod(name + "-" + handler)
@@ -74,7 +74,10 @@ func (e *execRig) container(handler, name string, change func(*runtimeapi.PodSan
 	if err != nil {
 		e.t.Fatalf("RunPodSandbox: %v", err)
 	}
-	return e.run(resp.PodSandboxId, pod, cfg)
+	others := len(processes(e.t, "sleep", "1000001"))
+	id := e.run(resp.PodSandboxId, pod, cfg)
+	e.eventually("the container's command runs", func() bool { return len(processes(e.t, "sleep", "1000001")) > others })
+	return id
 }
 
 // dressOf runs a command that stays and returns what the kernel says of its process, with what differs from pod to pod left out.
