@@ -63,7 +63,9 @@ func agentMain(raw string) error {
 	}
 	dcfg := dataplane.Default()
 	dcfg.BPFFS, dcfg.Cgroup = c.BPFFS, c.Cgroup
-	dcfg.Maps = dataplane.MapSizes{Conntrack: 8192, Endpoints: 512, Services: 64, Backends: 64, Routes: 64, Affinity: 64}
+	sizes := &dcfg.Maps
+	sizes.Conntrack, sizes.Endpoints, sizes.Routes = 8192, 512, 64
+	sizes.Services, sizes.Backends, sizes.Affinity = 64, 64, 64
 	dp, err := dataplane.New(dcfg, dataplane.Deps{Log: log})
 	if err != nil {
 		return err
