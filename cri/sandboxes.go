@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
@@ -60,9 +59,9 @@ func (s *Server) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSandboxSta
 	if err != nil {
 		return nil, err
 	}
-	resp := &runtimeapi.PodSandboxStatusResponse{
-		Status: sandboxStatus(sb), ContainersStatuses: s.statusesOf(sb.ID), Timestamp: time.Now().UnixNano(),
-	}
+	// Without a timestamp: a kubelet 1.37.2 with EventedPLEG that finds one does not list the pod's containers, takes
+	// none to be of this sandbox, and runs its init containers for ever (kuberuntime, GetPodStatus).
+	resp := &runtimeapi.PodSandboxStatusResponse{Status: sandboxStatus(sb), ContainersStatuses: s.statusesOf(sb.ID)}
 	if r.GetVerbose() {
 		resp.Info, err = verbose(map[string]any{
 			"runtimeHandler": sb.Handler, "namespaces": sb.Namespaces, "addresses": sb.Addrs, "config": sb.Config.M,
