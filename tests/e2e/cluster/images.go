@@ -71,6 +71,9 @@ func (c *Cluster) images(ctx context.Context) ([]image, error) {
 			entrypoint: []string{"/agnhost"}, cmd: []string{"pause"},
 		},
 	}
+	if c.alone { // what CRI sockets are asked about
+		out = append(out, c.oddImages(applets)...)
+	}
 	if driver := filepath.Join(c.Bin, "foreigncsi"); fileExists(driver) {
 		out = append(out, image{refs: []string{ForeignCSIImage}, files: map[string]string{"foreigncsi": driver}, entrypoint: []string{"/foreigncsi"}})
 	}
@@ -85,6 +88,30 @@ func (c *Cluster) images(ctx context.Context) ([]image, error) {
 		out = append(out, more...)
 	}
 	return out, nil
+}
+
+// oddImages are for what an image can say: several names, users by number and by name, a program that becomes root.
+func (c *Cluster) oddImages(applets map[string]string) []image {
+	box := func(im image) image {
+		im.links, im.cmd = applets, []string{"sh"}
+		im.files = map[string]string{"bin/busybox": busyboxPath}
+		if im.texts == nil {
+			im.texts = accounts
+		}
+		return im
+	}
+	setuid := box(image{refs: []string{"registry.local/setuid:1"}, setuid: []string{"bin/become"}})
+	setuid.files = map[string]string{"bin/busybox": busyboxPath, "bin/become": "/bin/bash-static"}
+	return []image{
+		box(image{refs: []string{"registry.local/tags:1", "registry.local/tags:2", "registry.local/tags:3"}, texts: map[string]string{"etc/what": "tags"}}),
+		box(image{refs: []string{"registry.local/different:1"}, texts: map[string]string{"etc/what": "1"}}),
+		box(image{refs: []string{"registry.local/different:2"}, texts: map[string]string{"etc/what": "2"}}),
+		box(image{refs: []string{"registry.local/user:uid"}, user: "1002"}),
+		box(image{refs: []string{"registry.local/user:uid-group"}, user: "1003:group"}),
+		box(image{refs: []string{"registry.local/user:name"}, user: "www-data"}),
+		box(image{refs: []string{"registry.local/user:name-group"}, user: "www-data:100"}),
+		setuid,
+	}
 }
 
 func fileExists(path string) bool {

@@ -3,6 +3,8 @@
 package cri
 
 import (
+	"errors"
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -137,5 +139,49 @@ func TestLists(t *testing.T) {
 		if err != nil || len(l.GetItems()) != want {
 			t.Errorf("sandboxes %v: %v, %v", f, l, err)
 		}
+	}
+}
+
+// TestCreatedStats counts a container that was created and not started, whatever the filter.
+func TestCreatedStats(t *testing.T) {
+	p := newPod(t, nil)
+	id, _, err := p.create(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range []*runtimeapi.ContainerStatsFilter{nil, {}, {PodSandboxId: p.id}} {
+		l, err := rs.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{Filter: f})
+		if err != nil || !slices.ContainsFunc(l.GetStats(), func(s *runtimeapi.ContainerStats) bool { return s.GetAttributes().GetId() == id }) {
+			t.Errorf("%v: %d statistics, %v", f, len(l.GetStats()), err)
+		}
+	}
+	c, err := rs.RuntimeConfig(t.Context(), &runtimeapi.RuntimeConfigRequest{})
+	if err != nil || c.GetLinux().GetCgroupDriver() != runtimeapi.CgroupDriver_CGROUPFS {
+		t.Errorf("cgroup driver: %v, %v", c, err)
+	}
+}
+
+// TestStreamedLists are those that are not streamed.
+func TestStreamedLists(t *testing.T) {
+	p := newPod(t, nil)
+	id, _ := p.start(nil)
+	pods, err := rs.StreamPodSandboxes(t.Context(), &runtimeapi.StreamPodSandboxesRequest{Filter: &runtimeapi.PodSandboxFilter{Id: p.id}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := pods.Recv()
+	if err != nil || len(first.GetPodSandboxes()) != 1 || first.GetPodSandboxes()[0].GetId() != p.id {
+		t.Errorf("sandboxes: %v, %v", first, err)
+	}
+	if _, err := pods.Recv(); !errors.Is(err, io.EOF) {
+		t.Errorf("after the last sandbox: %v", err)
+	}
+	list, err := rs.StreamContainers(t.Context(), &runtimeapi.StreamContainersRequest{Filter: &runtimeapi.ContainerFilter{PodSandboxId: p.id}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	one, err := list.Recv()
+	if err != nil || len(one.GetContainers()) != 1 || one.GetContainers()[0].GetId() != id {
+		t.Errorf("containers: %v, %v", one, err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -127,8 +128,29 @@ func TestAttach(t *testing.T) {
 }
 
 func TestPortForward(t *testing.T) {
-	p := newPod(t, nil)
+	for _, host := range []bool{false, true} {
+		t.Run(fmt.Sprintf("host %t", host), func(t *testing.T) { forwards(t, host) })
+	}
+}
+
+// forwards reads a page through a forwarded port, of a pod with a network of its own or with the node's.
+func forwards(t *testing.T, host bool) {
+	t.Helper()
+	p := newPod(t, func(c *runtimeapi.PodSandboxConfig) {
+		if host {
+			c.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE
+		}
+	})
 	p.start(server)
+	status, err := rs.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ip := node.IP4
+	if !host {
+		ip = status.GetStatus().GetNetwork().GetIp()
+	}
+	p.answers(net.JoinHostPort(ip, "8080")) // a connection that is refused may end the whole session
 	transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{})
 	if err != nil {
 		t.Fatal(err)
@@ -160,15 +182,12 @@ func TestPortForward(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.eventually(func() error { // the server may still be starting
-		page, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/healthz", ports[0].Local))
-		if err != nil {
-			return err
-		}
-		body, err := io.ReadAll(page.Body)
-		if err == nil && string(body) != "ok\n" {
-			err = fmt.Errorf("odd answer %q", body)
-		}
-		return errors.Join(err, page.Body.Close())
-	})
+	page, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/healthz", ports[0].Local))
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := io.ReadAll(page.Body)
+	if err = errors.Join(err, page.Body.Close()); err != nil || string(body) != "ok\n" {
+		t.Errorf("answer %q, %v", body, err)
+	}
 }
