@@ -88,7 +88,9 @@ static __always_inline int outgoing(struct __sk_buff *skb, __u8 hook)
 		ret = conntrack(&pkt);
 	if (!ret && hook == HOOK_TONET && skb->ingress_ifindex)
 		ret = masquerade(skb, &pkt);
-	if (!ret && !pkt.known && hook == HOOK_TOPOD && skb->ingress_ifindex)
+	/* What goes back by the link that it came from is our own answer. */
+	if (!ret && !pkt.known && hook == HOOK_TOPOD && skb->ingress_ifindex &&
+	    skb->ingress_ifindex != skb->ifindex)
 		ret = policy_routed(&pkt);
 	return verdict(skb, &pkt, ret);
 }

@@ -215,6 +215,7 @@ const (
 	DatapathReasonFWD_TUNNEL      DatapathReason = 3
 	DatapathReasonFWD_WORLD       DatapathReason = 4
 	DatapathReasonFWD_REJECT      DatapathReason = 5
+	DatapathReasonFWD_TOO_BIG     DatapathReason = 6
 	DatapathReasonPASS_NOT_IP     DatapathReason = 16
 	DatapathReasonPASS_NEIGHBOUR  DatapathReason = 17
 	DatapathReasonPASS_HOST       DatapathReason = 18

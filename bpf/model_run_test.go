@@ -172,7 +172,7 @@ func agree(want, got DatapathReason) bool {
 
 func verdictOf(r DatapathReason) uint32 {
 	switch {
-	case r <= DatapathReasonFWD_REJECT:
+	case r <= DatapathReasonFWD_TOO_BIG:
 		return actRedirect
 	case r < DatapathReasonDROP_TRUNCATED:
 		return actOK

@@ -313,36 +313,6 @@ func TestRootReset(t *testing.T) {
 	}
 }
 
-// TestRootReject: the refusal quotes the packet, and its sums are right.
-func TestRootReject(t *testing.T) {
-	n := newNetLab(t)
-	for f := range 2 {
-		n.service(uint32(f)+1, empty.at(f), netip.AddrPort{})
-		for _, proto := range []uint8{udp} {
-			p := packet(podA.at(f), empty.at(f), proto, 80)
-			verdict, got := n.run(n.objs.FromPod, n.podA, p.bytes())
-			if verdict != actRedirect {
-				t.Errorf("verdict %d, want %d", verdict, actRedirect)
-			}
-			quote := p.ip()
-			quote = quote[:min(len(quote), []int{40, 60}[f])&^3]
-			want := wire{
-				src: empty.at(f), dst: podA.at(f), proto: []uint8{icmp, icmp6}[f],
-				icmpType: []uint8{3, 1}[f], icmpCode: []uint8{3, 4}[f], payload: quote,
-			}.bytes()
-			copy(want, append(append([]byte{}, want[6:12]...), want[:6]...))
-			if f == 0 { // the identification is not interesting
-				copy(want[18:20], got[18:20])
-				copy(want[24:26], []byte{0, 0})
-				binary.BigEndian.PutUint16(want[24:], fold(sum(want[14:34])))
-			}
-			if !bytes.Equal(got, want) {
-				t.Errorf("family %d, protocol %d: refusal\n%x, want\n%x", f, proto, got, want)
-			}
-		}
-	}
-}
-
 // TestRootMasquerade: out with an address and port of the node, and back.
 func TestRootMasquerade(t *testing.T) {
 	n := newNetLab(t)

@@ -175,10 +175,27 @@ static __always_inline int forward_to(struct __sk_buff *skb, struct pkt *pkt)
 	return rt ? PASS_ROUTE : forward_world(skb, pkt);
 }
 
-/* Errors about packets that we take past the kernel are still the kernel's to send. */
-static __always_inline int forward_fits(struct __sk_buff *skb, const struct pkt *pkt)
+/*
+ * Who is told that a packet is too big: we say it about what must not be
+ * fragmented. The kernel would not know where a translated packet is going to.
+ */
+static __always_inline int forward_narrow(struct pkt *pkt, __u32 mtu)
 {
-	__u32 len = 0;
+	bool plain = !pkt->v4 || pkt->l4 == ETH_LEN + IP4_LEN;
+
+	if (!pkt->df || !plain || pkt->related || pkt->frag)
+		return -PASS_TOO_BIG;
+	pkt->mtu = (__u16)mtu;
+	return -FWD_TOO_BIG;
+}
+
+/*
+ * Of what we take past the kernel it still says that its time is up. What is to
+ * be cut into segments has to fit when it is cut.
+ */
+static __always_inline int forward_fits(struct __sk_buff *skb, struct pkt *pkt)
+{
+	__u32 mtu = 0;
 
 	if (pkt->act != FWD_NATIVE && pkt->act != FWD_TUNNEL && pkt->act != FWD_WORLD)
 		return 0;
@@ -186,9 +203,9 @@ static __always_inline int forward_fits(struct __sk_buff *skb, const struct pkt 
 		return -PASS_TTL;
 	if (skb->len <= ETH_LEN + MTU_MIN)
 		return 0;
-	if (bpf_check_mtu(skb, pkt->oif, &len, 0, 0) == BPF_MTU_CHK_RET_FRAG_NEEDED)
-		return -PASS_TOO_BIG;
-	return 0;
+	return bpf_check_mtu(skb, pkt->oif, &mtu, 0, BPF_MTU_CHK_SEGS) > 0
+		       ? forward_narrow(pkt, mtu)
+		       : 0;
 }
 
 /* May the rest of the flow take the short cut? */

@@ -33,6 +33,7 @@ struct pkt {
 	__u16 inner;	  /* of an ICMP error: offset of the quoted IP header */
 	__u16 inner_l4;	  /* and of what follows that */
 	__u16 l4;	  /* offset of the transport header */
+	__u16 mtu;	  /* of a way ahead that is too narrow; 0: it fits */
 	__u8 hook;	  /* enum hook */
 	__u8 act;	  /* enum reason: where forward sends it */
 	__u8 ttl;

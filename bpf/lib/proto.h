@@ -134,4 +134,5 @@ enum icmp_type {
 };
 
 #define ICMP_PORT_UNREACH  3
+#define ICMP_FRAG_NEEDED   4
 #define ICMP6_PORT_UNREACH 4

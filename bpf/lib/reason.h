@@ -10,11 +10,12 @@ enum reason {
 	REASON_NONE = 0,
 
 	/* Taken where it wants to go. */
-	FWD_LOCAL = 1,	/* to a pod of this node */
-	FWD_NATIVE = 2, /* to a pod of another node, by its route */
-	FWD_TUNNEL = 3, /* to a pod of another node, through the overlay */
-	FWD_WORLD = 4,	/* out of the cluster, translated */
-	FWD_REJECT = 5, /* answered with an ICMP error or a RST: nobody serves it */
+	FWD_LOCAL = 1,	 /* to a pod of this node */
+	FWD_NATIVE = 2,	 /* to a pod of another node, by its route */
+	FWD_TUNNEL = 3,	 /* to a pod of another node, through the overlay */
+	FWD_WORLD = 4,	 /* out of the cluster, translated */
+	FWD_REJECT = 5,	 /* answered with an ICMP error or a RST: nobody serves it */
+	FWD_TOO_BIG = 6, /* answered with an ICMP error: the way ahead is too narrow */
 
 	/* Left to the kernel. */
 	PASS_NOT_IP = 16,    /* ARP and other things that are not IP */
@@ -22,7 +23,7 @@ enum reason {
 	PASS_HOST = 18,	     /* to the node itself */
 	PASS_ROUTE = 19,     /* the kernel's routes decide */
 	PASS_TTL = 20,	     /* the kernel has to say: time exceeded */
-	PASS_TOO_BIG = 21,   /* the kernel has to say: too big */
+	PASS_TOO_BIG = 21,   /* the kernel has to cut it into fragments, or to say: too big */
 	PASS_UNKNOWN = 22,   /* from an uplink, to nobody that we know */
 
 	/* Dropped. */

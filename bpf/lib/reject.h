@@ -2,10 +2,10 @@
 #pragma once
 
 /*
- * Answers a packet with "port unreachable", in the packet itself: what it was
- * becomes the quotation behind a new IP and ICMP header, and it goes back to
- * where it came from. A send() to a service without endpoints fails at once with
- * ECONNREFUSED. TCP hears a RST instead (reset.h).
+ * Answers a packet with "port unreachable" or "too big", in the packet itself:
+ * what it was becomes the quotation behind a new IP and ICMP header, and it goes
+ * back to where it came from. A send() to a service without endpoints fails at
+ * once with ECONNREFUSED. TCP hears a RST instead (reset.h).
  */
 
 #include <linux/bpf.h>
@@ -50,8 +50,6 @@ static __always_inline __u32 reject_quote(const struct __sk_buff *skb, __u32 mos
 /* Room for the new headers, and no more quotation than is wanted. */
 static __always_inline int reject_room(struct __sk_buff *skb, __u32 room, __u32 quote)
 {
-	if (skb->gso_segs > 1)
-		return -DROP_NO_REJECT;
 	if (bpf_skb_change_tail(skb, ETH_LEN + quote, 0))
 		return -DROP_NO_REJECT;
 	return bpf_skb_adjust_room(skb, (__s32)room, BPF_ADJ_ROOM_MAC, 0) ? -DROP_NO_REJECT : 0;
@@ -80,7 +78,8 @@ static __always_inline int reject_ip4(struct __sk_buff *skb, const struct pkt *p
 	h.ip.src = addr_to4(&pkt->t.dst);
 	h.ip.dst = addr_to4(&pkt->t.src);
 	h.icmp.type = ICMP_UNREACH;
-	h.icmp.code = ICMP_PORT_UNREACH;
+	h.icmp.code = pkt->mtu ? ICMP_FRAG_NEEDED : ICMP_PORT_UNREACH;
+	h.icmp.seq = bpf_htons(pkt->mtu);
 	sum = bpf_csum_diff(NULL, 0, (__be32 *)&h.icmp, sizeof(h.icmp), 0);
 	sum = bpf_csum_diff(NULL, 0, (__be32 *)quote, sizeof(quote), (__u32)sum);
 	h.icmp.csum = csum_fold((__u64)sum);
@@ -112,8 +111,9 @@ static __always_inline int reject_ip6(struct __sk_buff *skb, const struct pkt *p
 	h.ip.hops = REJECT_TTL;
 	__builtin_memcpy(h.ip.src, &pkt->t.dst, 16);
 	__builtin_memcpy(h.ip.dst, &pkt->t.src, 16);
-	h.icmp.type = ICMP6_UNREACH;
-	h.icmp.code = ICMP6_PORT_UNREACH;
+	h.icmp.type = pkt->mtu ? ICMP6_TOO_BIG : ICMP6_UNREACH;
+	h.icmp.code = pkt->mtu ? 0 : ICMP6_PORT_UNREACH;
+	h.icmp.seq = bpf_htons(pkt->mtu);
 	pseudo[0] = bpf_htonl(sizeof(h.icmp) + len);
 	pseudo[1] = bpf_htonl(PROTO_ICMP6);
 	sum = bpf_csum_diff(NULL, 0, (__be32 *)h.ip.src, 32, 0);

@@ -106,10 +106,13 @@ static __always_inline int verdict_express(struct __sk_buff *skb, __u8 hook, __u
 /* A stage stopped the packet: ret is the negative of its reason. */
 static __always_inline int verdict_stop(struct __sk_buff *skb, struct pkt *pkt, int ret)
 {
-	if (ret == -FWD_REJECT) {
-		ret = pkt->t.proto == PROTO_TCP ? reset(skb, pkt) : reject(skb, pkt);
+	__u8 why = (__u8)-ret;
+
+	if (why == FWD_REJECT || why == FWD_TOO_BIG) {
+		ret = pkt->t.proto == PROTO_TCP && why == FWD_REJECT ? reset(skb, pkt)
+								     : reject(skb, pkt);
 		if (!ret) {
-			count(skb, pkt->hook, FWD_REJECT);
+			count(skb, pkt->hook, why);
 			return (int)bpf_redirect(skb->ifindex, 0);
 		}
 	}
