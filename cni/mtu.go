@@ -32,9 +32,38 @@ func (n *Network) SetMTU(ctx context.Context, device, route int) error {
 	return n.followMTU(ctx)
 }
 
+// mtuLoop follows the devices that pods have their MTU from: a tunnel comes
+// with the first node that is reached through it, and connections that are made
+// with too large an MTU lose packets until they hear of it.
+func (n *Network) mtuLoop(ctx context.Context) {
+	changed := make(chan struct{}, 1)
+	changed <- struct{}{} // what happened before anybody listened
+	deaf, err := n.wire.Watch(ctx, n.cfg.LinkPrefix, changed)
+	for err == nil {
+		select {
+		case <-changed:
+			if err := n.followMTU(ctx); err != nil && ctx.Err() == nil {
+				n.log.WarnContext(ctx, "pods keep the mtu they had", "err", err)
+			}
+		case <-deaf:
+			if ctx.Err() != nil {
+				return
+			}
+			select {
+			case changed <- struct{}{}:
+			default:
+			}
+			deaf, err = n.wire.Watch(ctx, n.cfg.LinkPrefix, changed)
+		}
+	}
+	n.log.WarnContext(ctx, "changes of the mtu are followed by reconciliation only", "err", err)
+}
+
 // followMTU finds out which MTU pods should have and gives it to those that
 // have another.
 func (n *Network) followMTU(ctx context.Context) error {
+	n.following.Lock()
+	defer n.following.Unlock()
 	if err := n.resolveMTU(ctx); err != nil {
 		return err
 	}

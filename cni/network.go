@@ -72,6 +72,10 @@ type Network struct {
 	host *netns.NS
 	wire *link.Wire
 
+	// following is held while pods are given the MTU: of two looks at once the
+	// older one could win.
+	following sync.Mutex
+
 	mu     sync.Mutex // guards what follows
 	served bool       // between Start and Stop
 	opened bool       // between Open and Stop
@@ -174,6 +178,7 @@ func (n *Network) Start(ctx context.Context) (retErr error) {
 	n.stop = stop
 	n.done.Go(func() { n.reapLoop(run) })
 	n.done.Go(func() { n.reconcileLoop(run) })
+	n.done.Go(func() { n.mtuLoop(run) })
 	n.mu.Lock()
 	n.served = true
 	n.mu.Unlock()
