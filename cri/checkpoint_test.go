@@ -15,6 +15,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/nodeagent/nodeagent/cri/checkpoint"
 )
 
 // countUp counts in memory and on disk, and prints both.
@@ -86,15 +88,29 @@ func checkpointContainer(t *testing.T, r *rig) {
 	if _, err := r.rt.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
 		t.Fatal(err)
 	}
-	cfg := r.shell("restored", "echo anew")
-	cfg.Image.Image = archive
+	r.goesOn(sb, pod, "restored", archive, at)
+	if data, err := os.ReadFile(archive); err != nil {
+		t.Error(err)
+	} else {
+		const image = "registry.test/checkpoint:1"
+		r.daemon.ImportLayer(t, image, data, map[string]string{checkpoint.AnnotationName: "counter"})
+		r.goesOn(sb, pod, "from-image", image, at)
+	}
+}
+
+// goesOn makes a container from a checkpoint, which is where it was, at about that count.
+func (r *rig) goesOn(sb string, pod *runtimeapi.PodSandboxConfig, name, image string, at int) {
+	t := r.t
+	t.Helper()
+	cfg := r.shell(name, "echo anew")
+	cfg.Image.Image = image
 	again := r.create(sb, pod, cfg)
 	if st := r.status(again); st.State != runtimeapi.ContainerState_CONTAINER_CREATED {
 		t.Errorf("state %v before the start", st.State)
 	}
 	r.startContainer(again)
-	r.counts("restored")
-	first, err := strconv.Atoi(strings.Fields(r.output("restored"))[0])
+	r.counts(name)
+	first, err := strconv.Atoi(strings.Fields(r.output(name))[0])
 	if err != nil || first < 2 || first > at+1 {
 		t.Errorf("went on with %d, %v; it was stopped after %d", first, err, at)
 	}

@@ -175,12 +175,23 @@ func Log(tb testing.TB) *slog.Logger {
 // Import makes the image Busybox in the daemon, unpacked.
 func (d *Daemon) Import(tb testing.TB, change func(*ocispec.Image)) {
 	tb.Helper()
+	d.load(tb, ociArchive(tb, Busybox, busyboxLayer(tb), nil, change))
+}
+
+// ImportLayer makes an image of one layer, a tar, with annotations of its manifest.
+func (d *Daemon) ImportLayer(tb testing.TB, name string, layer []byte, annotations map[string]string) {
+	tb.Helper()
+	d.load(tb, ociArchive(tb, name, layer, annotations, nil))
+}
+
+// load puts the images of an archive into the daemon, unpacked.
+func (d *Daemon) load(tb testing.TB, archive []byte) {
+	tb.Helper()
 	c, err := client.New(d.Config.Address, client.WithDefaultNamespace(containerd.Namespace))
 	if err != nil {
 		tb.Fatal(err)
 	}
 	defer c.Close() //nolint:errcheck // the test's own connection
-	archive := ociArchive(tb, Busybox, change)
 	imgs, err := c.Import(tb.Context(), bytes.NewReader(archive))
 	if err != nil {
 		tb.Fatalf("import image: %v", err)
@@ -192,10 +203,9 @@ func (d *Daemon) Import(tb testing.TB, change func(*ocispec.Image)) {
 	}
 }
 
-// ociArchive is an OCI image layout of one layer with busybox in it.
-func ociArchive(tb testing.TB, name string, change func(*ocispec.Image)) []byte {
+// ociArchive is an OCI image layout of one layer.
+func ociArchive(tb testing.TB, name string, layer []byte, annotations map[string]string, change func(*ocispec.Image)) []byte {
 	tb.Helper()
-	layer := busyboxLayer(tb)
 	var img ocispec.Image
 	now := time.Unix(1700000000, 0).UTC()
 	img.Created, img.Architecture, img.OS = &now, "amd64", "linux"
@@ -221,7 +231,7 @@ func ociArchive(tb testing.TB, name string, change func(*ocispec.Image)) []byte 
 	m := ocispec.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
 		Config: blob(ocispec.MediaTypeImageConfig, encode(img)),
-		Layers: []ocispec.Descriptor{blob(ocispec.MediaTypeImageLayer, layer)},
+		Layers: []ocispec.Descriptor{blob(ocispec.MediaTypeImageLayer, layer)}, Annotations: annotations,
 	}
 	d := blob(ocispec.MediaTypeImageManifest, encode(m))
 	d.Annotations = map[string]string{"io.containerd.image.name": name}
