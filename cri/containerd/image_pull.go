@@ -64,6 +64,11 @@ func (c *Client) PullImage(ctx context.Context, p Pull) (ImageRecord, error) {
 	if separately {
 		err = c.transfer(ctx, p, false)
 	}
+	if refusesParts(err) {
+		if err = c.fetchWhole(ctx, p); err == nil {
+			err = c.transfer(ctx, p, !separately)
+		}
+	}
 	if err != nil {
 		return ImageRecord{}, err
 	}

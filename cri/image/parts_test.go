@@ -3,6 +3,7 @@
 package image_test
 
 import (
+	"net/http"
 	"testing"
 
 	"github.com/nodeagent/nodeagent/cri/containerd"
@@ -21,6 +22,21 @@ func TestRootPullInParts(t *testing.T) {
 		t.Errorf("%d requests for blobs", got)
 	}
 	n.expectList(t, img.id)
+}
+
+// TestRootPullWithoutRanges: a registry that refuses ranges, or ignores them, is asked
+// for the whole, also when it cuts that.
+func TestRootPullWithoutRanges(t *testing.T) {
+	cfg := startContainerd(t, func(c *containerd.Config) { c.LayerFetchBuffer = 256 << 10 })
+	for _, ranges := range []int{http.StatusRequestedRangeNotSatisfiable, http.StatusOK} {
+		n, r := nodeOn(t, cfg), newRegistry(t)
+		img := r.push(t, "app:v1", uint64(ranges), "", 1<<20, 5000) //nolint:gosec // a status
+		r.set(func(r *registry) { r.ranges, r.breakAfter, r.breaks = ranges, 300<<10, 1 })
+		resp, err := n.images.PullImage(t.Context(), pullRequest(img.ref, nil))
+		if err != nil || resp.GetImageRef() != img.id {
+			t.Errorf("ranges are answered by %d: %v, %v", ranges, resp, err)
+		}
+	}
 }
 
 // TestRootPullMetrics: a pull that runs shows how far it is, and one that has ended does not.

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/nodeagent/nodeagent/cri/image"
@@ -303,6 +304,51 @@ func TestRootPullFromMirror(t *testing.T) {
 	got, err := n.images.Resolve(t.Context(), resp.ImageRef)
 	if err != nil || got.ID != img.id || got.RepoTags[0] != "registry.example/lib/app:v1" {
 		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// silent is an address at which no connection is taken: its queue is full.
+func silent(t *testing.T) string {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Close(fd) })
+	if err := errors.Join(unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}), unix.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := fmt.Sprintf("127.0.0.1:%d", sa.(*unix.SockaddrInet4).Port) //nolint:errcheck,forcetypeassert // as bound
+	for {
+		conn, err := net.DialTimeout("tcp4", addr, 200*time.Millisecond)
+		if err != nil {
+			return addr
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+	}
+}
+
+// TestRootPullPastSilentMirror: a mirror that does not answer costs the time that is
+// written for it, and the next one is asked.
+func TestRootPullPastSilentMirror(t *testing.T) {
+	n, mirror := newNode(t), newRegistry(t)
+	img := mirror.push(t, "lib/app:v1", 1, "", 5000)
+	text := fmt.Sprintf("[host.\"http://%s\"]\n  dial_timeout = \"100ms\"\n[host.%q]\n", silent(t), mirror.URL)
+	if err := os.MkdirAll(filepath.Join(n.hostsDir, "registry.invalid"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(n.hostsDir, "registry.invalid", "hosts.toml"), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second) // less than the 30 s of one dial without it
+	defer cancel()
+	resp, err := n.images.PullImage(ctx, pullRequest("registry.invalid/lib/app:v1", nil))
+	if err != nil || resp.GetImageRef() != img.id {
+		t.Errorf("%v, %v", resp, err)
 	}
 }
 

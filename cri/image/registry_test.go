@@ -37,6 +37,8 @@ type registry struct {
 	breaks     int
 	// status answers all requests when it is not 0.
 	status int
+	// ranges says what becomes of requests for ranges: served by 0, refused by 416, ignored by 200.
+	ranges int
 	// hold blocks the answers to layers until release.
 	hold chan struct{}
 }
@@ -56,8 +58,14 @@ func newRegistry(t *testing.T) *registry {
 func (r *registry) serve(w http.ResponseWriter, req *http.Request) {
 	r.mu.Lock()
 	r.requests = append(r.requests, req.Method+" "+req.URL.Path+" "+req.Header.Get("Authorization"))
-	status, authorize, hold := r.status, r.authorize, r.hold
+	status, authorize, hold, ranges := r.status, r.authorize, r.hold, r.ranges
 	r.mu.Unlock()
+	if ranges == http.StatusRequestedRangeNotSatisfiable && req.Header.Get("Range") != "" {
+		status = ranges
+	}
+	if ranges == http.StatusOK {
+		req.Header.Del("Range")
+	}
 	if status != 0 {
 		w.WriteHeader(status)
 		return
