@@ -14,13 +14,13 @@
 #include "lib/conntrack.h"
 #include "lib/express.h"
 #include "lib/forward.h"
-#include "lib/masquerade.h"
 #include "lib/mode.h"
 #include "lib/parse.h"
 #include "lib/pkt.h"
 #include "lib/policy.h"
 #include "lib/rate.h"
 #include "lib/relay.h"
+#include "lib/routed.h"
 #include "lib/service.h"
 #include "lib/socket.h"
 #include "lib/sockops.h"
@@ -62,6 +62,8 @@ static __always_inline int incoming(struct __sk_buff *skb, __u8 hook)
 		ret = service(&pkt, hook == HOOK_POD ? SCOPE_CLUSTER : SCOPE_OUTSIDE);
 	if (!ret && cfg_svc_reset && hook == HOOK_POD)
 		sock_tag(skb, &pkt);
+	if (!ret)
+		mode_carry(&pkt);
 	if (!ret && !pkt.known)
 		ret = policy(&pkt);
 	if (!ret)
@@ -86,12 +88,8 @@ static __always_inline int outgoing(struct __sk_buff *skb, __u8 hook)
 		ret = rate_to_pod(skb, &pkt);
 	if (!ret)
 		ret = conntrack(&pkt);
-	if (!ret && hook == HOOK_TONET && skb->ingress_ifindex)
-		ret = masquerade(skb, &pkt);
-	/* What goes back by the link that it came from is our own answer. */
-	if (!ret && !pkt.known && hook == HOOK_TOPOD && skb->ingress_ifindex &&
-	    skb->ingress_ifindex != skb->ifindex)
-		ret = policy_routed(&pkt);
+	if (!ret && skb->ingress_ifindex)
+		ret = routed(skb, &pkt);
 	return verdict(skb, &pkt, ret);
 }
 

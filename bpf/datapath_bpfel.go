@@ -84,6 +84,7 @@ const (
 	DatapathCtFlagsCT_RESET     DatapathCtFlags = 4096
 	DatapathCtFlagsCT_SOCKET    DatapathCtFlags = 8192
 	DatapathCtFlagsCT_KERNEL    DatapathCtFlags = 16384
+	DatapathCtFlagsCT_WAITS     DatapathCtFlags = 32768
 )
 
 type DatapathCtValue struct {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -14,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/nodeagent/nodeagent/dataplane/maps"
+	dpmaps "github.com/nodeagent/nodeagent/dataplane/maps"
 	"github.com/nodeagent/nodeagent/dataplane/policy"
 )
 
@@ -30,7 +31,7 @@ type policies struct {
 	complete bool
 	// changed is closed, and made anew, when objects change.
 	changed chan struct{}
-	maps    maps.Policies
+	maps    dpmaps.Policies
 	// written is what the kernel has.
 	written policy.Tables
 }
@@ -43,7 +44,7 @@ func newPolicies() policies {
 // everything is known again. The caller holds mu.
 func (d *Dataplane) takeOverPolicies() error {
 	p := &d.policies
-	p.maps = maps.NewPolicies(d.kernel.DatapathMaps)
+	p.maps = dpmaps.NewPolicies(d.kernel.DatapathMaps)
 	var err error
 	if p.written, err = p.maps.All(); err != nil {
 		return err
@@ -127,18 +128,22 @@ func (d *Dataplane) compilePolicies(ctx context.Context, coming *Endpoint) error
 	if !d.cfg.Policies || !p.complete || p.state.Policies() == 0 && len(p.written.Profiles) == 0 {
 		return nil
 	}
-	locals := map[types.NamespacedName][]netip.Addr{}
 	d.mu.Lock()
-	for _, ep := range d.endpoints {
-		locals[podOf(ep)] = ep.Addrs
-	}
+	local := slices.Collect(maps.Values(d.endpoints))
 	d.mu.Unlock()
 	if coming != nil {
-		locals[podOf(*coming)] = coming.Addrs
+		local = append(local, *coming)
+	}
+	locals := map[types.NamespacedName][]netip.Addr{}
+	for _, ep := range local {
+		locals[podOf(ep)] = ep.Addrs
 	}
 	p.state.SetLocals(locals)
 	begin := time.Now()
 	want := policy.Compile(p.state)
+	if !d.cfg.Services && len(want.Profiles) > 0 {
+		aliasLinks(want, local)
+	}
 	compiled := time.Since(begin)
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -152,6 +157,16 @@ func (d *Dataplane) compilePolicies(ctx context.Context, coming *Endpoint) error
 		return fmt.Errorf("%w: %w: raise dataplane.maps", ErrFull, err)
 	}
 	return err
+}
+
+// aliasLinks lets pods be known by their links: kube-proxy gives some of their
+// packets an address of the node's.
+func aliasLinks(t policy.Tables, local []Endpoint) {
+	for _, ep := range local {
+		for _, a := range ep.Addrs {
+			t.Alias(a, dpmaps.LinkAddr(ep.IfIndex, a.Is4()))
+		}
+	}
 }
 
 // writePolicies writes the differences in an order in which no packet meets

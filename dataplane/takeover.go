@@ -88,12 +88,13 @@ func (d *Dataplane) copyFlows() (int, error) {
 	taken := 0
 	var errs []error
 	for _, f := range flows {
-		id, ok := d.serviceAt(f, own)
+		orig := maps.Tuple{Src: f.Src, Dst: f.Dst, Proto: f.Proto}
+		id, ok := d.serviceAt(orig, own)
 		if !ok || slices.Contains(own, f.Src.Addr()) {
 			continue
 		}
 		n := maps.NewFlow{
-			Orig:    maps.Tuple{Src: f.Src, Dst: f.Dst, Proto: f.Proto},
+			Orig:    orig,
 			Other:   maps.Tuple{Src: f.ToSrc, Dst: f.ToDst, Proto: f.Proto},
 			Service: id,
 		}
@@ -110,23 +111,31 @@ func (d *Dataplane) copyFlows() (int, error) {
 }
 
 // keepFlows makes what pods began through the kernel ours for good: it does not
-// see their packets from now on, and would take later ones for invalid.
+// see their packets from now on, and would take later ones for invalid. A flow
+// to a service that the kernel has forgotten begins anew.
 func (d *Dataplane) keepFlows() error {
-	var all []maps.Flow
+	own := d.host.Addrs()
+	var keep, forgotten []maps.Flow
 	err := d.flows.Each(func(f maps.Flow) bool {
-		if f.Is(bpf.DatapathCtFlagsCT_KERNEL) {
-			all = append(all, f)
+		if !f.Is(bpf.DatapathCtFlagsCT_KERNEL) {
+			return true
+		}
+		if _, service := d.serviceAt(f.Orig, own); service && f.Untranslated() {
+			forgotten = append(forgotten, f)
+		} else {
+			keep = append(keep, f)
 		}
 		return true
 	})
-	for _, f := range all {
-		err = errors.Join(err, d.flows.Mark(f, 0, bpf.DatapathCtFlagsCT_KERNEL))
+	err = errors.Join(err, d.flows.Delete(forgotten))
+	for _, f := range keep {
+		err = errors.Join(err, d.flows.Mark(f, 0, bpf.DatapathCtFlagsCT_KERNEL|bpf.DatapathCtFlagsCT_WAITS))
 	}
 	return err
 }
 
 // serviceAt is the number of the service that a flow addresses.
-func (d *Dataplane) serviceAt(f attach.KernelFlow, own []netip.Addr) (uint32, bool) {
+func (d *Dataplane) serviceAt(f maps.Tuple, own []netip.Addr) (uint32, bool) {
 	any4, any6 := netip.IPv4Unspecified(), netip.IPv6Unspecified()
 	at := []netip.Addr{f.Dst.Addr()}
 	if slices.Contains(own, f.Dst.Addr()) {

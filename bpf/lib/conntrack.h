@@ -37,6 +37,7 @@ enum ct_flags {
 	CT_SOCKET = 0x2000, /* the socket was translated, the packets are not: svc is known */
 	CT_KERNEL =
 		0x4000, /* begun while the kernel carried flows: it may have translated it too */
+	CT_WAITS = 0x8000, /* the kernel's, and not judged yet: it may still be translated */
 };
 
 #define CT_CLOSING (CT_FIN_ORIG | CT_FIN_REPLY | CT_RST)
@@ -199,13 +200,16 @@ __noinline int conntrack(struct pkt *pkt)
 		pkt->reply = false;
 		return 0;
 	}
+	/* What its sender's link saw of it: policies judge what the kernel made of it. */
+	if ((v->flags & CT_WAITS) && pkt->hook >= HOOK_TOPOD && !pkt->reply && !pkt->related)
+		return 0;
 	pkt->known = true;
 	/* A RST is the end that they are to hear of: ours passes here too. */
 	if ((v->flags & CT_RESET) && !pkt->related && !(pkt->tcp_flags & TCP_RST))
 		return pkt->hook < HOOK_TOPOD ? -FWD_REJECT : -DROP_BACKEND;
 	if ((v->flags & CT_KERNEL) && mode_get() != MODE_OURS) {
 		pkt->kernel = true;
-		if (pkt->hook == HOOK_POD)
+		if (pkt->hook == HOOK_POD && (v->flags & CT_XLAT))
 			return 0;
 	}
 	pkt->lanes = v->epoch == pkt->epoch && v->lane[pkt->reply & 1].to;

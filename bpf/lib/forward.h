@@ -145,8 +145,6 @@ static __always_inline int forward_to(struct __sk_buff *skb, struct pkt *pkt)
 	struct route *rt;
 	int act = PASS_ROUTE;
 
-	if (!pkt->known && !pkt->svc)
-		pkt->kernel = mode_kernel(pkt);
 	ep = endpoint_find(&pkt->n.dst);
 	if (ep) {
 		pkt->host = endpoint_is_host(ep);
@@ -233,6 +231,18 @@ static __always_inline bool forward_guarded(const struct pkt *pkt)
 	return pkt->guarded && pkt->act == PASS_ROUTE;
 }
 
+/*
+ * A pod begins a flow that the kernel carries. Wherever kube-proxy sends it, the
+ * pod's link shall know the answers.
+ */
+static __always_inline int forward_waits(struct pkt *pkt)
+{
+	if (pkt->hook != HOOK_POD)
+		return 0;
+	pkt->ct_flags |= CT_KERNEL | CT_WAITS;
+	return ct_create_plain(pkt, 0);
+}
+
 /* The records of a new flow. What the kernel carries as it is needs none, but for policies. */
 static __always_inline int forward_record(struct pkt *pkt)
 {
@@ -244,6 +254,8 @@ static __always_inline int forward_record(struct pkt *pkt)
 		return ct_settle(pkt);
 	if (pkt->known)
 		return 0;
+	if (pkt->kernel)
+		return forward_waits(pkt);
 	if (!addr_zero(&pkt->snat))
 		ret = snat(pkt);
 	else if (translated(pkt))

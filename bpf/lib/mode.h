@@ -41,10 +41,11 @@ static __always_inline bool mode_begins(const struct pkt *pkt)
 	return pkt->t.proto == PROTO_TCP && (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 }
 
-/* Is a flow without a record the kernel's? */
-static __always_inline bool mode_kernel(const struct pkt *pkt)
+/* Is a packet the kernel's? Of a flow that has a record, this says so. */
+static __always_inline void mode_carry(struct pkt *pkt)
 {
 	__u32 m = mode_get();
 
-	return m == MODE_KERNEL || (m == MODE_SWITCH && !mode_begins(pkt));
+	if (!pkt->known && !pkt->svc)
+		pkt->kernel = m == MODE_KERNEL || (m == MODE_SWITCH && !mode_begins(pkt));
 }

@@ -119,16 +119,47 @@ static __always_inline bool policy_allows(__u32 profile, const struct addr *peer
 	return bpf_map_lookup_elem(&rules, &key);
 }
 
+/* The address that stands for a link's pod when its packets have the node's. */
+static __always_inline void link_addr(struct addr *a, __u32 ifindex, bool v4)
+{
+	__be32 *w = addr_words(a);
+
+	w[0] = bpf_htonl(0x01000000); /* 100::/64 leads nowhere (RFC 6666) */
+	w[1] = 0;
+	w[2] = bpf_htonl(v4 ? 4 : 6);
+	w[3] = bpf_htonl(ifindex);
+}
+
+/*
+ * Who sent a packet that the kernel forwards: kube-proxy gives some the address
+ * of the node, and then it is the pod of the link that they came in by.
+ */
+static __always_inline void policy_sender(struct pkt *pkt, __u32 ifindex)
+{
+	struct addr link;
+
+	pkt->osrc = pkt->t.src;
+	if (!endpoint_host_at(&pkt->t.src))
+		return;
+	link_addr(&link, ifindex, pkt->v4);
+	if (profile_find(&link))
+		pkt->osrc = link;
+}
+
 __noinline int policy(struct pkt *pkt)
 {
+	struct addr *src;
 	struct profile *p;
 	__u32 id;
 
 	NEED(pkt);
-	/* Of the kernel's flows nobody here knows which end began them. */
-	if (pkt->known || !guarded() || mode_kernel(pkt) || addr_eq(&pkt->t.src, &pkt->n.dst))
+	/* Where the kernel sends it is seen when it comes out of it. */
+	if (pkt->known || !guarded() || (pkt->kernel && pkt->hook < HOOK_TOPOD))
 		return 0;
-	p = profile_find(&pkt->t.src);
+	src = pkt->hook < HOOK_TOPOD ? &pkt->t.src : &pkt->osrc;
+	if (addr_eq(src, &pkt->n.dst))
+		return 0;
+	p = profile_find(src);
 	if (p) {
 		pkt->guarded = true;
 		id = p->egress;
@@ -139,18 +170,8 @@ __noinline int policy(struct pkt *pkt)
 	if (p) {
 		pkt->guarded = true;
 		id = p->ingress;
-		if (id && !policy_allows(id, &pkt->t.src, pkt))
+		if (id && !policy_allows(id, src, pkt))
 			return -DROP_INGRESS;
 	}
 	return 0;
-}
-
-/* What the node routes to a pod for others has to have a record: its replies will be judged. */
-static __always_inline int policy_routed(struct pkt *pkt)
-{
-	int ret = policy(pkt);
-
-	if (ret || !pkt->guarded || pkt->known || pkt->related || pkt->frag)
-		return ret;
-	return ct_create_plain(pkt, 0);
 }

@@ -91,6 +91,12 @@ func (f Flow) Is(flags bpf.DatapathCtFlags) bool { return f.Flags&flags == flags
 // Any says whether one of the flags is set.
 func (f Flow) Any(flags bpf.DatapathCtFlags) bool { return f.Flags&flags != 0 }
 
+// Untranslated says that the kernel carries the flow, and that the record does
+// not know whether it is translated there.
+func (f Flow) Untranslated() bool {
+	return f.Is(bpf.DatapathCtFlagsCT_KERNEL) && !f.Is(bpf.DatapathCtFlagsCT_XLAT)
+}
+
 // Conntrack is the table of flows.
 type Conntrack struct{ m *ebpf.Map }
 
@@ -209,6 +215,10 @@ func (c Conntrack) adopt(at, other Tuple, v bpf.DatapathCtValue, flags bpf.Datap
 		flags |= bpf.DatapathCtFlagsCT_SWAPPED
 	}
 	v.Flags, v.Other = uint32(flags), other.raw()
+	var old bpf.DatapathCtValue
+	if err := c.m.Lookup(key, &old); err == nil && flowOf(key, old).Untranslated() {
+		how = ebpf.UpdateAny
+	}
 	err := c.m.Update(key, v, how)
 	if errors.Is(err, ebpf.ErrKeyExist) {
 		return false, nil

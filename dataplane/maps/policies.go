@@ -3,6 +3,7 @@
 package maps
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -96,6 +97,17 @@ func (p Policies) PutIdentities(ids map[netip.Prefix]uint32) error {
 		return fmt.Errorf("write %d identities: %w", len(ids), err)
 	}
 	return nil
+}
+
+// LinkAddr stands for the owner of a link whose packets carry an address of the
+// node's: link_addr of bpf/lib/policy.h. One for each family of the packets.
+func LinkAddr(ifindex int, v4 bool) netip.Addr {
+	a := [16]byte{0: 1, 11: 6}
+	if v4 {
+		a[11] = 4
+	}
+	binary.BigEndian.PutUint32(a[12:], uint32(ifindex))
+	return netip.AddrFrom16(a)
 }
 
 // PutProfiles isolates endpoints.

@@ -15,6 +15,14 @@ type Tables struct {
 	Rules map[Rule]struct{}
 }
 
+// Alias gives one more address to an endpoint: to rules it is what the other is.
+// It has a profile even when nobody isolates the endpoint, so that the data path
+// finds it.
+func (t Tables) Alias(of, alias netip.Addr) {
+	t.Profiles[alias] = t.Profiles[of]
+	t.Identities[netip.PrefixFrom(alias, alias.BitLen())] = t.identity(of)
+}
+
 // Profile of an endpoint; 0: not isolated in that direction.
 type Profile struct{ Ingress, Egress uint32 }
 
