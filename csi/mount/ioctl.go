@@ -45,6 +45,15 @@ func withDir(path string, f func(fd uintptr) error) error {
 	return f(d.Fd())
 }
 
+// SyncFS writes out what is dirty in the file system mounted at path.
+func SyncFS(path string) error {
+	err := withDir(path, func(fd uintptr) error { return unix.Syncfs(int(fd)) })
+	if err != nil {
+		return fmt.Errorf("sync %s: %w", path, err)
+	}
+	return nil
+}
+
 // Freeze stops writes to the file system mounted at path and writes out what is
 // dirty. The freeze outlives the process: who calls Freeze records it first.
 // Freezing what is frozen is success.

@@ -55,6 +55,7 @@ type Manager struct {
 	pools map[string]*pool // fixed after New
 	state *stateStore
 	io    *ioMeter
+	haste *haste
 
 	// mu guards the fields below
 	mu      sync.Mutex
@@ -77,6 +78,7 @@ func New(cfg Config, deps Deps) (*Manager, error) {
 		cfg: cfg, deps: deps, log: deps.Log, locks: newLocks(lockWait), pools: map[string]*pool{},
 		state: &stateStore{db: deps.DB}, io: newIOMeter(), objects: map[string]*object{}, faults: map[string]map[string]Condition{},
 	}
+	m.haste = &haste{knob: rcuExpedited, state: m.state, log: m.log}
 	for _, pc := range cfg.Pools {
 		be, err := newBackend(pc)
 		if err != nil {
@@ -97,6 +99,7 @@ func (m *Manager) Start(ctx context.Context) error {
 	if err := m.state.open(); err != nil {
 		return err
 	}
+	m.haste.recover(ctx)
 	if err := m.thawAll(ctx); err != nil {
 		return err
 	}

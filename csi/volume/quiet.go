@@ -66,7 +66,12 @@ func (m *Manager) canHold(o *object, st *attachState, sources int, f backend.Fea
 	return nil
 }
 
+// whileFrozen freezes, cuts and thaws. What is dirty is written out before
+// anybody is held, so that the freeze finds little left to do.
 func (m *Manager) whileFrozen(ctx context.Context, frozen []*attachState, hold time.Duration, cut func(context.Context) error) (retErr error) {
+	if err := syncAll(frozen); err != nil {
+		return err
+	}
 	var once sync.Once
 	var thawErr error
 	thaw := func() { once.Do(func() { thawErr = m.thaw(context.WithoutCancel(ctx), frozen) }) }
@@ -82,13 +87,8 @@ func (m *Manager) whileFrozen(ctx context.Context, frozen []*attachState, hold t
 			retErr = fmt.Errorf("%w: %w", ErrPrecondition, errThawed)
 		}
 	}()
-	for _, st := range frozen {
-		if err := m.state.update(st.Volume, func(s *attachState) { s.Frozen = st.Frozen }); err != nil {
-			return err
-		}
-		if err := mount.Freeze(st.Frozen); err != nil {
-			return err
-		}
+	if err := m.freezeAll(ctx, frozen); err != nil {
+		return err
 	}
 	if m.deps.Checkpoint != nil {
 		if err := m.deps.Checkpoint("create snapshot", "frozen"); err != nil {
@@ -100,6 +100,37 @@ func (m *Manager) whileFrozen(ctx context.Context, frozen []*attachState, hold t
 		return errors.Join(context.Cause(ctx), err)
 	}
 	return err
+}
+
+func syncAll(list []*attachState) error {
+	errs := make([]error, len(list))
+	var wg sync.WaitGroup
+	for i, st := range list {
+		wg.Go(func() { errs[i] = mount.SyncFS(st.Frozen) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+func (m *Manager) freezeAll(ctx context.Context, list []*attachState) error {
+	for _, st := range list {
+		if err := m.state.update(st.Volume, func(s *attachState) { s.Frozen = st.Frozen }); err != nil {
+			return err
+		}
+	}
+	m.haste.begin(ctx)
+	defer m.haste.end(ctx)
+	if m.deps.Checkpoint != nil {
+		if err := m.deps.Checkpoint("create snapshot", "freezing"); err != nil {
+			return err
+		}
+	}
+	for _, st := range list {
+		if err := mount.Freeze(st.Frozen); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // thaw lets all writers go and forgets the intents. It goes on past errors: one

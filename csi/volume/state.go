@@ -65,6 +65,7 @@ const (
 	bucketRoom    = "csi"
 	bucketAttach  = "attachments"
 	keyVersion    = "version"
+	keyHaste      = "haste" // grace periods were made to hurry, see haste
 	versionString = "1"
 )
 
@@ -82,6 +83,25 @@ func (s *stateStore) open() error {
 		}
 		_, err = room.CreateBucketIfNotExists([]byte(bucketAttach))
 		return err
+	})
+}
+
+// hurried says whether grace periods were made to hurry and not yet calmed.
+func (s *stateStore) hurried() (set bool) {
+	_ = s.db.View(func(tx *bbolt.Tx) error {
+		set = tx.Bucket([]byte(bucketRoom)).Get([]byte(keyHaste)) != nil
+		return nil
+	})
+	return set
+}
+
+func (s *stateStore) setHurried(on bool) error {
+	return s.db.Update(func(tx *bbolt.Tx) error {
+		room := tx.Bucket([]byte(bucketRoom))
+		if !on {
+			return room.Delete([]byte(keyHaste))
+		}
+		return room.Put([]byte(keyHaste), []byte(versionString))
 	})
 }
 

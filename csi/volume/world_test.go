@@ -142,6 +142,9 @@ func (w *world) left() []string {
 			out = append(out, "mount "+e.Point)
 		}
 	}
+	if w.m.state.hurried() {
+		out = append(out, "grace periods in a hurry")
+	}
 	states, err := w.m.state.all()
 	if err != nil {
 		w.t.Fatal(err)
