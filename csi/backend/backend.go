@@ -67,6 +67,9 @@ type Attachment struct {
 	Rdev    uint64   // device number, for Device
 	FSType  string   // for Filesystem
 	Options []string // mount options that the payload needs
+	// Fresh says that the root has no owner yet although the volume was used before:
+	// the contents died with the boot.
+	Fresh bool
 	// Hold keeps the attachment alive until it is mounted; release it with
 	// Release. May be nil.
 	Hold interface{ Close() error }

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -122,6 +123,57 @@ func TestRootMemoryGrows(t *testing.T) {
 	}
 	_, err := w.m.Create(ctx, CreateRequest{Name: "b", Required: 300 << 20, Capabilities: []Capability{plain}})
 	w.want(err, ErrNoSpace)
+	w.ok(w.m.Unstage(ctx, v.ID, stage))
+	w.ok(w.m.Delete(ctx, v.ID))
+	w.clean()
+}
+
+// Memory outlives pods and the daemon; after a reboot it is empty, with the owner
+// that the class says.
+func TestRootMemoryStays(t *testing.T) {
+	ctx := context.Background()
+	mounttest.Root(t)
+	w := newWorldOn(t, PoolConfig{Name: "p", Path: t.TempDir(), Backend: BackendTmpfs})
+	plain := Capability{Mode: SingleWriter}
+	v := must[Volume](t)(w.m.Create(ctx, CreateRequest{
+		Name: "a", Required: 16 << 20, Capabilities: []Capability{plain}, Parameters: map[string]string{"uid": "7", "mode": "0750"},
+	}))
+	stage := w.path("stage")
+	use := func() os.FileInfo {
+		w.ok(w.m.Stage(ctx, StageRequest{ID: v.ID, Path: stage, Capability: plain}))
+		return must[os.FileInfo](t)(os.Stat(stage))
+	}
+	owned := func(st os.FileInfo, mode os.FileMode) {
+		t.Helper()
+		if sys, _ := st.Sys().(*syscall.Stat_t); sys.Uid != 7 || st.Mode().Perm() != mode {
+			t.Errorf("the root belongs to %d with mode %v", sys.Uid, st.Mode())
+		}
+	}
+	owned(use(), 0o750)
+	root := must[[]mount.Entry](t)(mount.Table(stage))[0]
+	for _, e := range must[[]mount.Entry](t)(mount.MountsOf(root.Dev)) { // the kubelet would never unstage it
+		if e.Root == root.Root && e.Point != stage {
+			t.Errorf("%s shows the same root as the stage", e.Point)
+		}
+	}
+	w.write(stage, "kept")
+	w.ok(os.Chmod(stage, 0o711)) //nolint:gosec // what a pod may do with its volume
+	w.ok(w.m.Unstage(ctx, v.ID, stage))
+	must[Expanded](t)(w.m.Expand(ctx, v.ID, 32<<20, 0))
+	w.restart()
+	owned(use(), 0o711)
+	w.read(stage, "kept")
+	if s := must[mount.Space](t)(mount.StatSpace(stage)); s.Total != 32<<20 {
+		t.Errorf("grown while nobody used it, it has %d bytes", s.Total)
+	}
+	w.ok(w.m.Unstage(ctx, v.ID, stage))
+	w.stop()
+	w.ok(mount.Unmount(filepath.Join(w.cfg.Pools[0].Path, dirVolumes, v.ID, "memory"))) // a reboot
+	w.start()
+	owned(use(), 0o750)
+	if _, err := os.Stat(filepath.Join(stage, "x")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("after the reboot: %v", err)
+	}
 	w.ok(w.m.Unstage(ctx, v.ID, stage))
 	w.ok(w.m.Delete(ctx, v.ID))
 	w.clean()

@@ -363,14 +363,14 @@ func (m *Manager) mountStaged(o *object, req StageRequest, att *backend.Attachme
 	if err != nil {
 		return err
 	}
-	return m.own(o, req)
+	return m.own(o, req, att.Fresh)
 }
 
 // ownedName marks, inside the volume's directory, that the root's ownership was
 // set; later the volume's users decide.
 const ownedName = "owned"
 
-func (m *Manager) own(o *object, req StageRequest) error {
+func (m *Manager) own(o *object, req StageRequest, fresh bool) error {
 	gid := o.rec.Params.GID
 	if req.Capability.Group != "" {
 		n, err := req.Capability.gid()
@@ -384,8 +384,7 @@ func (m *Manager) own(o *object, req StageRequest) error {
 		return err
 	}
 	flag := filepath.Join(o.pool.dir(KindVolume, o.rec.ID), ownedName)
-	fleeting := f.OwnSuperblock && !f.Block // memory: fresh at every stage
-	if _, err := os.Stat(flag); !fleeting && (err == nil || o.rec.Source != nil) {
+	if _, err := os.Stat(flag); !fresh && (err == nil || o.rec.Source != nil) {
 		return nil
 	}
 	mode := o.rec.Params.rootMode()
