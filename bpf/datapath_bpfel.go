@@ -405,7 +405,6 @@ const (
 	DatapathProgSockSendmsg6 = "sock_sendmsg6"
 	DatapathProgToNet        = "to_net"
 	DatapathProgToPod        = "to_pod"
-	DatapathVarCfgFlowEvents = "cfg_flow_events"
 	DatapathVarCfgHostCookie = "cfg_host_cookie"
 	DatapathVarCfgOldKey     = "cfg_old_key"
 	DatapathVarCfgOldValue   = "cfg_old_value"
@@ -419,6 +418,7 @@ const (
 	DatapathVarCfgVni        = "cfg_vni"
 	DatapathVarEpoch         = "epoch"
 	DatapathVarSharedTypes   = "shared_types"
+	DatapathVarWatched       = "watched"
 )
 
 // LoadDatapath returns the embedded CollectionSpec for Datapath.
@@ -518,7 +518,6 @@ type DatapathMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DatapathVariableSpecs struct {
-	CfgFlowEvents *ebpf.VariableSpec `ebpf:"cfg_flow_events"`
 	CfgHostCookie *ebpf.VariableSpec `ebpf:"cfg_host_cookie"`
 	CfgOldKey     *ebpf.VariableSpec `ebpf:"cfg_old_key"`
 	CfgOldValue   *ebpf.VariableSpec `ebpf:"cfg_old_value"`
@@ -532,6 +531,7 @@ type DatapathVariableSpecs struct {
 	CfgVni        *ebpf.VariableSpec `ebpf:"cfg_vni"`
 	Epoch         *ebpf.VariableSpec `ebpf:"epoch"`
 	SharedTypes   *ebpf.VariableSpec `ebpf:"shared_types"`
+	Watched       *ebpf.VariableSpec `ebpf:"watched"`
 }
 
 // DatapathObjects contains all objects after they have been loaded into the kernel.
@@ -613,7 +613,6 @@ func (m *DatapathMaps) Close() error {
 //
 // It can be passed to LoadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DatapathVariables struct {
-	CfgFlowEvents *ebpf.Variable `ebpf:"cfg_flow_events"`
 	CfgHostCookie *ebpf.Variable `ebpf:"cfg_host_cookie"`
 	CfgOldKey     *ebpf.Variable `ebpf:"cfg_old_key"`
 	CfgOldValue   *ebpf.Variable `ebpf:"cfg_old_value"`
@@ -627,6 +626,7 @@ type DatapathVariables struct {
 	CfgVni        *ebpf.Variable `ebpf:"cfg_vni"`
 	Epoch         *ebpf.Variable `ebpf:"epoch"`
 	SharedTypes   *ebpf.Variable `ebpf:"shared_types"`
+	Watched       *ebpf.Variable `ebpf:"watched"`
 }
 
 // DatapathPrograms contains all programs after they have been loaded into the kernel.

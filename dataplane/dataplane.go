@@ -96,6 +96,7 @@ type Dataplane struct {
 	pruned    bool              // somebody said which endpoints there are
 
 	policies policies
+	watchers watchers // its mu is taken after mu, if both
 
 	// svcMu guards the services and their table. Taken after mu, if both.
 	svcMu    sync.Mutex
@@ -120,6 +121,7 @@ func New(cfg Config, deps Deps) (*Dataplane, error) {
 		deps:        deps,
 		log:         deps.Log,
 		policies:    newPolicies(),
+		watchers:    watchers{all: map[*watcher]bool{}, wanted: make(chan struct{}, 1)},
 		hostChanged: make(chan struct{}, 1),
 		podsChanged: make(chan struct{}, 1),
 		sweepNow:    make(chan struct{}, 1),
@@ -202,6 +204,7 @@ func (d *Dataplane) Start(ctx context.Context) (retErr error) {
 	d.wg.Go(func() { d.followHost(run, deaf) })
 	d.wg.Go(func() { d.followPods(run) })
 	d.wg.Go(func() { d.sweepFlows(run) })
+	d.wg.Go(func() { d.followEvents(run) })
 	return nil
 }
 

@@ -167,6 +167,7 @@ func agentMain() int {
 	var d *Dataplane
 	var node Node
 	var policies bool
+	var looks labLooks
 	level := slog.LevelError
 	if os.Getenv("NODEAGENT_LAB_DEBUG") != "" {
 		level = slog.LevelDebug
@@ -189,8 +190,8 @@ func agentMain() int {
 				if err = json.Unmarshal(c.Args, &node); err == nil && d != nil {
 					err = d.SetNode(ctx, node)
 				}
-			case "Trace", "Frontends", "ServiceStats", "Usage":
-				r.Out, err = agentAsk(d, c)
+			case "Trace", "Frontends", "ServiceStats", "Usage", "Watch", "Watched":
+				r.Out, err = agentAsk(d, &looks, c)
 			default:
 				err = agentCall(ctx, d, c)
 			}
@@ -231,7 +232,7 @@ func with[T any](raw json.RawMessage, fn func(T) error) error {
 }
 
 // agentAsk calls the verbs that answer something.
-func agentAsk(d *Dataplane, c labCall) (json.RawMessage, error) {
+func agentAsk(d *Dataplane, looks *labLooks, c labCall) (json.RawMessage, error) {
 	var out any
 	var err error
 	switch c.Verb {
@@ -241,6 +242,10 @@ func agentAsk(d *Dataplane, c labCall) (json.RawMessage, error) {
 			out = traces
 			return err
 		})
+	case "Watch":
+		looks.start(d)
+	case "Watched":
+		out, err = looks.end()
 	case "Frontends":
 		out, err = d.Frontends()
 	case "ServiceStats":

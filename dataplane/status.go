@@ -3,8 +3,6 @@
 package dataplane
 
 import (
-	"context"
-
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/nodeagent/nodeagent/dataplane/maps"
@@ -20,18 +18,6 @@ func (d *Dataplane) Counters() ([]observe.Counter, error) {
 		return nil, ErrNotStarted
 	}
 	return observe.Counters(d.kernel.Counters)
-}
-
-// Events calls fn for every packet that is dropped until ctx ends.
-func (d *Dataplane) Events(ctx context.Context, fn func(observe.Event)) error {
-	d.mu.Lock()
-	if !d.started {
-		d.mu.Unlock()
-		return ErrNotStarted
-	}
-	events := d.kernel.Events
-	d.mu.Unlock()
-	return observe.Events(ctx, events, fn)
 }
 
 // Usage says how full the maps are. That of conntrack is as of the last sweep.

@@ -18,9 +18,6 @@ volatile const bool cfg_svc_stats = true;
 /* Connections to backends that are gone are reset. */
 volatile const bool cfg_svc_reset = false;
 
-/* Emit an event for every new flow. */
-volatile const bool cfg_flow_events = false;
-
 /* Earlier programs left flows in another layout: recall.h. */
 volatile const bool cfg_recall = false;
 

@@ -47,6 +47,9 @@ struct {
 	__uint(max_entries, 1 << 20);
 } events SEC(".maps");
 
+/* Somebody looks at new flows: their first packets are events, too. */
+volatile __u32 watched = 0;
+
 static __always_inline void count(struct __sk_buff *skb, __u8 hook, __u8 reason)
 {
 	__u32 idx = (__u32)hook * REASON_MAX + reason;

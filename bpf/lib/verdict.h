@@ -113,6 +113,7 @@ static __always_inline int verdict_stop(struct __sk_buff *skb, struct pkt *pkt, 
 								     : reject(skb, pkt);
 		if (!ret) {
 			count(skb, pkt->hook, why);
+			emit(skb, pkt, why);
 			return (int)bpf_redirect(skb->ifindex, 0);
 		}
 	}
@@ -135,7 +136,7 @@ __noinline int verdict(struct __sk_buff *skb, struct pkt *pkt, int ret)
 	count(skb, pkt->hook, pkt->act);
 	if (pkt->svc && (pkt->ct_flags & CT_SERVICE))
 		stat_bytes(pkt->svc, pkt->reply ? 0 : skb->len, pkt->reply ? skb->len : 0);
-	if (cfg_flow_events && !pkt->known)
+	if (!pkt->known && watched)
 		emit(skb, pkt, pkt->act);
 	act = send(skb, pkt);
 	if (act == ACT_SHOT)

@@ -3,15 +3,12 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -21,8 +18,8 @@ import (
 	"github.com/nodeagent/nodeagent/dataplane/observe"
 )
 
-// flowView is one record of the conntrack table.
-type flowView struct {
+// recordView is one record of the conntrack table.
+type recordView struct {
 	Protocol string         `json:"protocol"`
 	Src      netip.AddrPort `json:"src"`
 	Dst      netip.AddrPort `json:"dst"`
@@ -54,17 +51,17 @@ type flushed struct {
 // dataplaneRoutes are the calls about what the data path holds and does.
 func dataplaneRoutes(d *dataplane.Dataplane) map[string]http.Handler {
 	return map[string]http.Handler{
-		"GET /v1/conntrack":        api.JSON(func(*http.Request) ([]flowView, error) { return viewFlows(d) }),
+		"GET /v1/conntrack":        api.JSON(func(*http.Request) ([]recordView, error) { return viewFlows(d) }),
 		"POST /v1/conntrack/flush": api.JSON(func(r *http.Request) (flushed, error) { return flushFlows(d, r.URL.Query().Get("addr")) }),
 		"GET /v1/counters":         api.JSON(func(*http.Request) (countersView, error) { return viewCounters(d) }),
-		"GET /v1/drops":            http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { streamDrops(d, w, r) }),
+		"GET /v1/flows":            http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { streamFlows(d, w, r) }),
 	}
 }
 
-func viewFlows(d *dataplane.Dataplane) ([]flowView, error) {
-	out := []flowView{}
+func viewFlows(d *dataplane.Dataplane) ([]recordView, error) {
+	out := []recordView{}
 	err := d.Flows(func(f maps.Flow) bool {
-		v := flowView{Protocol: protocol(f.Orig.Proto), Src: f.Orig.Src, Dst: f.Orig.Dst}
+		v := recordView{Protocol: protocol(f.Orig.Proto), Src: f.Orig.Src, Dst: f.Orig.Dst}
 		if f.Other != f.Orig && f.Other.Src.IsValid() {
 			v.ToSrc, v.ToDst = f.Other.Src, f.Other.Dst
 		}
@@ -103,21 +100,6 @@ func viewCounters(d *dataplane.Dataplane) (v countersView, err error) {
 	return v, err
 }
 
-// streamDrops writes a line for every packet that is dropped until the client leaves.
-func streamDrops(d *dataplane.Dataplane, w http.ResponseWriter, r *http.Request) {
-	out := http.NewResponseController(w)
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	w.WriteHeader(http.StatusOK)
-	_ = out.Flush()
-	err := d.Events(r.Context(), func(e observe.Event) {
-		_, _ = fmt.Fprintln(w, e.Time.Format(time.RFC3339Nano), e)
-		_ = out.Flush()
-	})
-	if err != nil && r.Context().Err() == nil {
-		_, _ = fmt.Fprintln(w, "error:", err)
-	}
-}
-
 // protocol names an IP protocol by its number.
 func protocol(n uint8) string {
 	switch n {
@@ -152,7 +134,7 @@ func countersCommand() *cobra.Command {
 }
 
 func conntrackCommand() *cobra.Command {
-	cmd := showCommand("conntrack", "Show the flows that the data path knows", "/v1/conntrack", func(flows []flowView) *table {
+	cmd := showCommand("conntrack", "Show the flows that the data path knows", "/v1/conntrack", func(flows []recordView) *table {
 		t := &table{header: []string{"PROTOCOL", "SOURCE", "DESTINATION", "GOES ON AS"}}
 		for _, f := range flows {
 			on := ""
@@ -181,18 +163,4 @@ func conntrackCommand() *cobra.Command {
 		},
 	})
 	return cmd
-}
-
-func flowsCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "flows", Short: "Show packets that are dropped, with the reason, as it happens", Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			body, err := client(cmd).Stream(cmd.Context(), "/v1/drops")
-			if err != nil {
-				return err
-			}
-			_, err = io.Copy(cmd.OutOrStdout(), body)
-			return errors.Join(err, body.Close())
-		},
-	}
 }

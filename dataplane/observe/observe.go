@@ -9,9 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -41,6 +39,16 @@ type Reason struct {
 	Class Class
 	// Name is constant: it is a label of metrics.
 	Name string
+	// Refused: it did not get through, dropped or answered with an error.
+	Refused bool
+}
+
+// Verdict is "dropped", "rejected", "forwarded" or "passed": to the node or its kernel.
+func (r Reason) Verdict() string {
+	if r.Refused && r.Class != Dropped {
+		return "rejected"
+	}
+	return string(r.Class)
 }
 
 // ReasonOf names a reason; those that this build does not know keep their number.
@@ -48,7 +56,9 @@ func ReasonOf(r bpf.DatapathReason) Reason {
 	out := Reason{Class: Forwarded, Name: reasonNames()[r]}
 	switch {
 	case r >= firstDrop:
-		out.Class = Dropped
+		out.Class, out.Refused = Dropped, true
+	case r == bpf.DatapathReasonFWD_REJECT || r == bpf.DatapathReasonFWD_TOO_BIG:
+		out.Refused = true
 	case r >= firstPass:
 		out.Class = Passed
 	}
@@ -56,6 +66,16 @@ func ReasonOf(r bpf.DatapathReason) Reason {
 		out.Name = fmt.Sprintf("reason_%d", r)
 	}
 	return out
+}
+
+// Known says whether a name is that of a reason.
+func Known(name string) bool {
+	for _, n := range reasonNames() {
+		if n == name {
+			return true
+		}
+	}
+	return false
 }
 
 func reasonNames() map[bpf.DatapathReason]string {
@@ -140,7 +160,7 @@ func Counters(m *ebpf.Map) ([]Counter, error) {
 	return out, nil
 }
 
-// Event is one packet that was dropped, or the first of a flow when those are
+// Event is one packet that was refused, or the first of a flow when those are
 // asked for.
 type Event struct {
 	Time   time.Time
@@ -153,34 +173,8 @@ type Event struct {
 	Len      int
 }
 
-// String is the event as people read it.
-func (e Event) String() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%s %s %s: %s", e.Reason.Class, e.Hook, e.Reason.Name, tuple(e.Flow))
-	if e.To != e.Flow {
-		fmt.Fprintf(&b, " => %s", tuple(e.To))
-	}
-	fmt.Fprintf(&b, " (%d bytes)", e.Len)
-	return b.String()
-}
-
-func tuple(t maps.Tuple) string {
-	name := map[uint8]string{1: "icmp", 6: "tcp", 17: "udp", 58: "icmp6", 132: "sctp"}[t.Proto]
-	if name == "" {
-		name = fmt.Sprintf("proto %d", t.Proto)
-	}
-	return fmt.Sprintf("%s %s -> %s", name, end(t.Src), end(t.Dst))
-}
-
-func end(a netip.AddrPort) string {
-	if a.Port() == 0 {
-		return a.Addr().String()
-	}
-	return a.String()
-}
-
 // Events calls fn for every event until ctx ends. Events that nobody reads are
-// lost, packets are not. Only one reader at a time sees them all.
+// lost, packets are not. A second reader would take events from the first.
 func Events(ctx context.Context, m *ebpf.Map, fn func(Event)) error {
 	r, err := ringbuf.NewReader(m)
 	if err != nil {

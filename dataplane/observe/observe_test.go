@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -63,9 +64,10 @@ func TestDecode(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := "dropped from_pod spoofed: tcp 10.0.1.2:40000 -> 10.0.1.3:80 (60 bytes)"
-	if e.String() != want {
-		t.Errorf("got %q, want %q", e, want)
+	got := []any{e.Reason.Verdict(), e.Hook, e.Reason.Name, e.Flow.Src.String(), e.Flow.Dst.String(), e.Flow.Proto, e.Len}
+	want := []any{"dropped", "from_pod", "spoofed", "10.0.1.2:40000", "10.0.1.3:80", uint8(6), 60}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
 	if _, err := decode(b.Bytes()[:20]); err == nil {
 		t.Error("an event that is cut off was read")

@@ -103,12 +103,22 @@ func (r rule) serves(f flow) bool {
 
 // at is the pod with an address; nil: none is known.
 func (s *State) at(a netip.Addr) *Pod {
-	for _, name := range slices.SortedFunc(maps.Keys(s.pods), compareNames) {
-		if slices.Contains(s.addrs(s.pods[name]), a) {
-			return s.pods[name]
+	var found *Pod
+	for _, p := range s.pods {
+		if slices.Contains(s.addrs(p), a) && (found == nil || compareNames(p.Name, found.Name) < 0) {
+			found = p
 		}
 	}
-	return nil
+	return found
+}
+
+// EachAddr calls fn for every address of every pod that is known.
+func (s *State) EachAddr(fn func(netip.Addr, types.NamespacedName)) {
+	for name, p := range s.pods {
+		for _, a := range s.addrs(p) {
+			fn(a, name)
+		}
+	}
 }
 
 // PodAddrs are the addresses of a pod; nil: it is not known.
