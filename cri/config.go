@@ -8,7 +8,6 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/nodeagent/nodeagent/cri/container"
 	"github.com/nodeagent/nodeagent/cri/containerd"
@@ -61,7 +60,7 @@ type Handler struct {
 	Root string `yaml:"root"`
 	// Snapshotter makes root file systems; empty means containerd's configured one.
 	Snapshotter string `yaml:"snapshotter"`
-	// Sandbox is the mode of the handler's sandboxes, "pauseless" or "pause"; empty means sandbox.mode.
+	// Sandbox is the mode of the handler's sandboxes, "pauseless", "pause" or "shim"; empty means sandbox.mode.
 	Sandbox string `yaml:"sandbox"`
 	// PodAnnotations and ContainerAnnotations are patterns of annotations passed to the OCI runtime.
 	PodAnnotations       []string `yaml:"podAnnotations"`
@@ -202,5 +201,5 @@ func (h Handler) specHandler(name string) spec.Handler {
 
 // isRunc tells whether the shim calls an OCI runtime of runc's kind.
 func (h Handler) isRunc() bool {
-	return h.Type == containerd.ShimType || strings.Contains(h.Type, ".runc.")
+	return containerd.Runtime{Type: h.Type}.RunsHere()
 }

@@ -140,6 +140,9 @@ func newRigWith(tb testing.TB, change func(r *rig)) *rig {
 	paused := r.cfg.Handlers["runc"]
 	paused.Sandbox = "pause"
 	r.cfg.Handlers["paused"] = paused
+	machine := r.cfg.Handlers["runc"]
+	machine.Sandbox = "shim"
+	r.cfg.Handlers["machine"] = machine
 	if err := os.MkdirAll(r.logs, 0o755); err != nil {
 		tb.Fatal(err)
 	}

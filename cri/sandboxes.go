@@ -54,7 +54,7 @@ func (s *Server) findSandbox(ref string) (*store.Sandbox, error) {
 }
 
 // PodSandboxStatus answers from memory, with the pod's containers.
-func (s *Server) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
+func (s *Server) PodSandboxStatus(ctx context.Context, r *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
 	sb, err := s.findSandbox(r.GetPodSandboxId())
 	if err != nil {
 		return nil, err
@@ -63,9 +63,15 @@ func (s *Server) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSandboxSta
 	// none to be of this sandbox, and runs its init containers for ever (kuberuntime, GetPodStatus).
 	resp := &runtimeapi.PodSandboxStatusResponse{Status: sandboxStatus(sb), ContainersStatuses: s.statusesOf(sb.ID)}
 	if r.GetVerbose() {
-		resp.Info, err = verbose(map[string]any{
+		more := map[string]any{
 			"runtimeHandler": sb.Handler, "namespaces": sb.Namespaces, "addresses": sb.Addrs, "config": sb.Config.M,
-		})
+		}
+		if sb.Process && sb.Sandboxer != "" {
+			if more["shim"], err = s.deps.Containerd.SandboxInfo(ctx, sb.ID); err != nil {
+				return nil, err
+			}
+		}
+		resp.Info, err = verbose(more)
 	}
 	return resp, err
 }

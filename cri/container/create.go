@@ -291,8 +291,12 @@ func (b *building) createInContainerd(ctx context.Context) error {
 	}
 	labels := map[string]string{labelKind: kindContainer}
 	maps.Copy(labels, b.c.Config.M.GetLabels())
+	runtime := b.handler.Runtime
+	if b.sb.Sandboxer != "" {
+		runtime.Sandbox = b.sb.ID
+	}
 	return b.m.deps.Containerd.CreateContainer(ctx, containerd.Container{
-		ID: b.c.ID, Labels: labels, Image: b.image.Name, Runtime: b.handler.Runtime,
+		ID: b.c.ID, Labels: labels, Image: b.image.Name, Runtime: runtime,
 		Snapshotter: b.c.Snapshotter, SnapshotKey: b.c.SnapshotKey, Spec: out.Spec, Extensions: ext,
 	})
 }

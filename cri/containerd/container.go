@@ -62,7 +62,11 @@ func (c *Client) CreateContainer(ctx context.Context, ct Container) error {
 		SnapshotKey: ct.SnapshotKey,
 		Extensions:  map[string]typeurl.Any{},
 	}
-	if ct.Runtime.Joins {
+	switch {
+	case ct.Runtime.Sandbox != "":
+		rec.SandboxID = ct.Runtime.Sandbox
+		rec.Runtime.Name = ct.Runtime.name() // a containerd that starts looks for the program by it
+	case ct.Runtime.Joins:
 		rec.SandboxID = ct.ID // that of the record that KeepTask writes
 	}
 	for name, v := range ct.Extensions {

@@ -4,6 +4,7 @@ package containerd
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/typeurl/v2"
@@ -32,10 +33,23 @@ type Runtime struct {
 	Address string
 	// PodsPerShim is how many pods have one shim, 0 and 1 meaning one.
 	PodsPerShim int
+	// Sandbox is the id of the sandbox of CreateSandbox in whose shim tasks are made; "" for others.
+	Sandbox string
 	// RestoreFrom is a directory of CRIU's images that the task goes on from; "" for a new one.
 	RestoreFrom string
 	// ConfigPath is handed to shims that read a configuration file of their own.
 	ConfigPath string
+}
+
+// RunsHere says that containers are processes of this node, as those of runc.
+func (r Runtime) RunsHere() bool { return r.Type == ShimType || strings.Contains(r.Type, ".runc.") }
+
+// name is how containerd finds the shim: by its path, where that is configured.
+func (r Runtime) name() string {
+	if r.Path != "" {
+		return r.Path
+	}
+	return r.Type
 }
 
 // options returns what containerd passes to the shim. Only shims of the runc

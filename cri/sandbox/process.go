@@ -47,13 +47,16 @@ func sharesProcesses(sb *store.Sandbox) bool {
 	return sb.NamespaceOptions().GetPid() == runtimeapi.NamespaceMode_POD
 }
 
-// hasProcess tells whether the sandbox gets a process.
-func (m *Manager) hasProcess(sb *store.Sandbox, h Handler) bool {
+// hasProcess tells whether the sandbox gets a process, and from whom: "" is a container.
+func (m *Manager) hasProcess(sb *store.Sandbox, h Handler) (has bool, sandboxer string) {
 	mode := h.Mode
 	if mode == "" {
 		mode = m.cfg.Mode
 	}
-	return sharesProcesses(sb) || mode == ModePause
+	if mode == ModeShim {
+		return true, ModeShim
+	}
+	return sharesProcesses(sb) || mode == ModePause, ""
 }
 
 // initPath is the program's name in its root.
@@ -101,6 +104,9 @@ func (b *building) startProcess(ctx context.Context) error {
 	h, err := m.deps.Handler(sb.Handler)
 	if err != nil {
 		return err
+	}
+	if sb.Sandboxer != "" {
+		return b.startSandboxer(ctx, h)
 	}
 	root, err := m.initRoot()
 	if err != nil {
@@ -199,7 +205,7 @@ const (
 func (m *Manager) followProcess(id string) {
 	m.background(func(ctx context.Context) {
 		for delay := retryFirst; ; delay = min(2*delay, retryLast) {
-			_, err := m.deps.Containerd.WaitProcess(ctx, containerd.Process{ContainerID: id})
+			err := m.waitProcess(ctx, id)
 			if err == nil || errdefs.IsNotFound(err) {
 				m.processEnded(ctx, id)
 				return
@@ -247,19 +253,24 @@ func (m *Manager) recoverProcesses(ctx context.Context) error {
 		if !ours {
 			continue
 		}
-		if sb, ok := m.deps.Store.Sandboxes.Get(k.ID); ok {
-			if sb.State == store.SandboxReady {
-				m.followProcess(k.ID)
-			}
-			continue
-		}
-		var sb store.Sandbox
-		if err := json.Unmarshal(raw, &sb); err != nil {
-			errs = append(errs, fmt.Errorf("decode record of sandbox %s: %w", k.ID, err))
-			continue
-		}
-		sb.State, sb.Addrs = store.SandboxNotReady, nil
-		errs = append(errs, m.deps.Store.Sandboxes.Put(&sb))
+		errs = append(errs, m.recoverProcess(k.ID, raw))
 	}
 	return errors.Join(errs...)
+}
+
+// recoverProcess follows the process of a ready sandbox, or brings the sandbox of a
+// record back that only containerd has.
+func (m *Manager) recoverProcess(id string, raw []byte) error {
+	if sb, ok := m.deps.Store.Sandboxes.Get(id); ok {
+		if sb.State == store.SandboxReady {
+			m.followProcess(id)
+		}
+		return nil
+	}
+	var sb store.Sandbox
+	if err := json.Unmarshal(raw, &sb); err != nil {
+		return fmt.Errorf("decode record of sandbox %s: %w", id, err)
+	}
+	sb.State, sb.Addrs = store.SandboxNotReady, nil
+	return m.deps.Store.Sandboxes.Put(&sb)
 }

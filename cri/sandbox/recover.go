@@ -21,7 +21,7 @@ import (
 // containers' recovery. What fails is reported and retried by the kubelet's
 // stop; it does not keep the daemon from serving the other pods.
 func (m *Manager) Recover(ctx context.Context) error {
-	errs := []error{m.recoverProcesses(ctx)}
+	errs := []error{m.recoverProcesses(ctx), m.recoverSandboxers(ctx)}
 	for _, sb := range m.deps.Store.Sandboxes.Select(nil) {
 		errs = append(errs, reserve(sb))
 		switch sb.State {

@@ -81,7 +81,7 @@ func (m *Manager) run(ctx context.Context, req request, h Handler) (string, erro
 		NetworkUp:  flags&unix.CLONE_NEWNET != 0,
 	}
 	sb.Config.M = req.cfg
-	sb.Process = m.hasProcess(sb, h)
+	sb.Process, sb.Sandboxer = m.hasProcess(sb, h)
 	if _, err := networkRequest(sb); err != nil {
 		return "", err
 	}
@@ -168,7 +168,7 @@ func (b *building) table() []steps.Step {
 	}
 	if b.sb.Process {
 		t = append(t, steps.Step{Name: "start process", Do: b.startProcess, Undo: func(ctx context.Context) error {
-			return m.removeProcess(ctx, id)
+			return m.endProcess(ctx, b.sb)
 		}})
 	}
 	return append(

@@ -38,7 +38,7 @@ type Config struct {
 	StateDir string `yaml:"stateDir"`
 	// RootDir holds the root of sandbox processes; programs must be allowed to run there.
 	RootDir string `yaml:"rootDir"`
-	// Mode says which pods have a process of their own: see ModePauseless and ModePause.
+	// Mode says which pods have a process of their own: see ModePauseless, ModePause and ModeShim.
 	Mode string `yaml:"mode"`
 	// ShmSize is the size of a pod's /dev/shm in bytes.
 	ShmSize int64 `yaml:"shmSize"`
@@ -57,6 +57,9 @@ const (
 	// ModePause gives one to every pod, for tools that look for a container that
 	// stands for the pod: the kubelet's cAdvisor reads a pod's network there.
 	ModePause = "pause"
+	// ModeShim has the handler's shim make the sandbox by containerd's Sandbox API,
+	// as those of virtual machines do.
+	ModeShim = "shim"
 )
 
 // Default returns the configuration in which unprivileged pods may bind any
@@ -105,8 +108,8 @@ func (c Config) Validate() error {
 
 // CheckMode refuses what is not a mode.
 func CheckMode(mode string) error {
-	if mode != ModePauseless && mode != ModePause {
-		return fmt.Errorf("%q is neither %s nor %s: %w", mode, ModePauseless, ModePause, errdefs.ErrInvalidArgument)
+	if mode != ModePauseless && mode != ModePause && mode != ModeShim {
+		return fmt.Errorf("%q is none of %s, %s, %s: %w", mode, ModePauseless, ModePause, ModeShim, errdefs.ErrInvalidArgument)
 	}
 	return nil
 }

@@ -95,7 +95,7 @@ func (m *Manager) stop(ctx context.Context, sb *store.Sandbox) error {
 	var errs []error
 	if sb.Process {
 		steps.Stage(ctx, "remove process")
-		errs = append(errs, m.removeProcess(ctx, sb.ID))
+		errs = append(errs, m.endProcess(ctx, sb))
 	}
 	if sb.NetworkUp {
 		steps.Stage(ctx, "detach network")

@@ -49,6 +49,8 @@ type Sandbox struct {
 	NetworkUp bool `json:"networkUp,omitempty"`
 	// Process means that the sandbox has a process of its own in containerd, with the sandbox's id.
 	Process bool `json:"process,omitempty"`
+	// Sandboxer is "" when that process is a container's, "shim" when it is what the shim has made by containerd's Sandbox API.
+	Sandboxer string `json:"sandboxer,omitempty"`
 	// ProcessLabel and MountLabel are the SELinux labels of the pod; empty without SELinux.
 	ProcessLabel string `json:"processLabel,omitempty"`
 	MountLabel   string `json:"mountLabel,omitempty"`
