@@ -30,6 +30,8 @@ type cut struct {
 	image string
 	after string   // the checkpoint it was taken at
 	done  []string // verbs that had answered by then
+	// whole asks for a look at the pool's file system and the snapshot's contents, too.
+	whole bool
 }
 
 func newDisk(t *testing.T, fsType string) *platter {
@@ -74,7 +76,7 @@ func (d *platter) cut(after string, done []string) {
 	if err := mount.Clone(dst, src); err != nil {
 		d.t.Fatal(err)
 	}
-	d.cuts = append(d.cuts, cut{name, after, slices.Clone(done)})
+	d.cuts = append(d.cuts, cut{image: name, after: after, done: slices.Clone(done)})
 }
 
 // The power goes at every checkpoint of a volume's life. What a verb had
@@ -136,6 +138,9 @@ func comeBack(t *testing.T, w *world, d *platter, c cut, pool string) {
 		if err := mount.Unmount(pool); err != nil {
 			t.Error(err)
 		}
+		if c.whole {
+			checkDisk(t, c.image, d.fsType)
+		}
 		_ = os.Remove(c.image)
 	}()
 	id := w.cfg.volumeID("life")
@@ -148,6 +153,9 @@ func comeBack(t *testing.T, w *world, d *platter, c cut, pool string) {
 	if has("snapshot") && !has("delete clone") {
 		if _, err := w.m.GetSnapshot(w.cfg.snapshotID("life")); err != nil {
 			t.Errorf("the snapshot is lost: %v", err)
+		}
+		if c.whole {
+			restores(w, w.cfg.snapshotID("life"))
 		}
 	}
 	if has("delete") && w.m.peek(id) != nil {
