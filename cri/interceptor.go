@@ -39,6 +39,9 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	if err := s.available(method); err != nil {
 		return nil, err
 	}
+	if d, ok := moves(method); ok {
+		s.grace.Hold(ctx, d)
+	}
 	if _, ok := ctx.Deadline(); !ok && !unbounded(method) {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, callTimeout)
@@ -82,6 +85,18 @@ func unbounded(method string) bool {
 		return true
 	}
 	return false
+}
+
+// moves says whether a call leads to a process that is moved into its cgroup, by itself or by the next call, and within what time
+// as a rule.
+func moves(method string) (time.Duration, bool) {
+	switch method {
+	case "RunPodSandbox", "CreateContainer", "StartContainer":
+		return 30 * time.Millisecond, true
+	case "ExecSync", "Exec":
+		return 0, true
+	}
+	return 0, false
 }
 
 // changes names the calls that change what runs; they are worth a line.

@@ -33,6 +33,7 @@ import (
 	"github.com/nodeagent/nodeagent/cni"
 	"github.com/nodeagent/nodeagent/cri/container"
 	"github.com/nodeagent/nodeagent/cri/containerd"
+	"github.com/nodeagent/nodeagent/cri/grace"
 	"github.com/nodeagent/nodeagent/cri/image"
 	"github.com/nodeagent/nodeagent/cri/nri"
 	"github.com/nodeagent/nodeagent/cri/sandbox"
@@ -85,6 +86,7 @@ type Server struct {
 	plugins    *nri.Adapter
 	events     *events
 	metrics    *metrics
+	grace      *grace.Keeper
 
 	recovered atomic.Bool
 	// waiting is why it has not recovered yet.
@@ -105,7 +107,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Server, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, deps: deps, store: store.New(deps.DB), events: newEvents()}
+	s := &Server{cfg: cfg, deps: deps, store: store.New(deps.DB), events: newEvents(), grace: grace.New(deps.Log)}
 	s.handlers = newHandlers(cfg, deps.Log)
 	var err error
 	if s.metrics, err = newMetrics(deps.Metrics, s.store); err != nil {
@@ -315,6 +317,7 @@ func (s *Server) Stop(ctx context.Context) error {
 	s.sandboxes.Close()
 	s.containers.Close()
 	s.shims.Close()
+	s.grace.Close()
 	stopped := make(chan struct{})
 	go func() {
 		s.grpc.GracefulStop()

@@ -163,6 +163,9 @@ type Manager struct {
 	locks   *flight.Locks
 	// frozen is locked by who freezes a container, in the order of ids.
 	frozen *flight.Locks
+	// accounts and mounts spare containerd and the kernel questions.
+	accounts accountFiles
+	mounts   mountsKnown
 
 	// background runs what outlives a call, under a context that ends with
 	// Close; closing tells that it has ended.

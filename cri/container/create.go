@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -225,14 +226,18 @@ func (b *building) table() []steps.Step {
 // were collected or pulled for another snapshotter.
 func (b *building) prepareSnapshot(ctx context.Context) error {
 	cd, c, labels := b.m.deps.Containerd, b.c, b.snapshotLabels()
-	err := cd.PrepareSnapshot(ctx, c.Snapshotter, c.SnapshotKey, b.image.ChainID, labels)
-	if !errdefs.IsNotFound(err) {
+	mounts, err := cd.PrepareSnapshot(ctx, c.Snapshotter, c.SnapshotKey, b.image.ChainID, labels)
+	if errdefs.IsNotFound(err) {
+		if err := b.m.deps.Images.Unpack(ctx, b.image, c.Snapshotter); err != nil {
+			return err
+		}
+		mounts, err = cd.PrepareSnapshot(ctx, c.Snapshotter, c.SnapshotKey, b.image.ChainID, labels)
+	}
+	if err != nil {
 		return err
 	}
-	if err := b.m.deps.Images.Unpack(ctx, b.image, c.Snapshotter); err != nil {
-		return err
-	}
-	return cd.PrepareSnapshot(ctx, c.Snapshotter, c.SnapshotKey, b.image.ChainID, labels)
+	b.m.mounts.put(c.ID, mounts)
+	return nil
 }
 
 // snapshotLabels make the snapshotter map the owners of files for pods with a
@@ -315,13 +320,22 @@ func (b *building) extensions() (map[string][]byte, error) {
 	return map[string][]byte{extensionRecord: c, extensionPod: s}, nil
 }
 
+// accounts is where the container's user is looked up. A checkpoint may have changed what the image has.
+func (b *building) accounts(root *imageRoot) fs.FS {
+	r := rememberedRoot{files: &b.m.accounts, image: b.image.ChainID, root: root}
+	if b.restore != nil {
+		r.image = ""
+	}
+	return r
+}
+
 func (b *building) input(ctx context.Context, root *imageRoot) (spec.Input, error) {
 	dir := b.m.deps.SandboxDir(b.sb.ID)
 	in := b.m.deps.Spec
 	in.ID = b.c.ID
 	in.Config = b.c.Config.M
 	in.Handler = b.handler.Spec
-	in.Image = spec.Image{Name: b.image.Name, Config: b.image.Config, Rootfs: root}
+	in.Image = spec.Image{Name: b.image.Name, Config: b.image.Config, Rootfs: b.accounts(root)}
 	in.Sandbox = spec.Sandbox{
 		ID: b.sb.ID, Config: b.sb.Config.M,
 		Namespaces: spec.Namespaces(b.sb.Namespaces),

@@ -86,10 +86,11 @@ func (m *Manager) run(ctx context.Context, c *store.Container) (*life, error) {
 	}
 	l := m.begin(c.ID, s)
 	steps.Stage(ctx, "find mounts")
-	rootfs, err := m.deps.Containerd.SnapshotMounts(ctx, c.Snapshotter, c.SnapshotKey)
+	rootfs, err := m.rootfs(ctx, c)
 	if err != nil {
 		return l, err
 	}
+	m.mounts.drop(c.ID) // it is started once
 	steps.Stage(ctx, "create task")
 	h.Runtime.RestoreFrom = c.RestoreFrom
 	pid, err := m.createTask(ctx, c, h.Runtime, rootfs, s.Paths())

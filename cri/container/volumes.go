@@ -42,7 +42,7 @@ var (
 // mounted mounts the file system on its first call.
 func (r *imageRoot) mounted() (fs.ReadLinkFS, error) {
 	if r.fsys == nil {
-		mounts, err := r.m.deps.Containerd.SnapshotMounts(r.ctx, r.c.Snapshotter, r.c.SnapshotKey)
+		mounts, err := r.m.rootfs(r.ctx, r.c)
 		if err != nil {
 			return nil, err
 		}
@@ -208,6 +208,7 @@ func (r *imageRoot) copyInto(dir, p string) error {
 
 // removeDirs removes the container's two directories.
 func (m *Manager) removeDirs(c *store.Container) error {
+	m.mounts.drop(c.ID)
 	dir := m.dir(c)
 	if err := mount.UnmountAll(filepath.Join(dir, "rootfs"), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("unmount image: %w", err)

@@ -29,15 +29,18 @@ func (c *Client) Snapshotter(name string) string {
 }
 
 // PrepareSnapshot makes the writable layer key over the image's topmost layer
-// chainID ("" for an empty image). One that exists already is taken as it is.
-func (c *Client) PrepareSnapshot(ctx context.Context, snapshotter, key, chainID string, labels map[string]string) error {
+// chainID ("" for an empty image), and returns the mounts that make it up. One that exists already is taken as it is.
+func (c *Client) PrepareSnapshot(ctx context.Context, snapshotter, key, chainID string, labels map[string]string) ([]mount.Mount, error) {
 	all := map[string]string{LabelContainer: key, labelRoot: time.Now().UTC().Format(time.RFC3339)}
 	maps.Copy(all, labels)
-	_, err := c.c.SnapshotService(snapshotter).Prepare(ctx, key, chainID, snapshots.WithLabels(all))
-	if err != nil && !errdefs.IsAlreadyExists(err) {
-		return fmt.Errorf("prepare snapshot %s over %s: %w", key, chainID, err)
+	m, err := c.c.SnapshotService(snapshotter).Prepare(ctx, key, chainID, snapshots.WithLabels(all))
+	switch {
+	case errdefs.IsAlreadyExists(err):
+		return c.SnapshotMounts(ctx, snapshotter, key)
+	case err != nil:
+		return nil, fmt.Errorf("prepare snapshot %s over %s: %w", key, chainID, err)
 	}
-	return nil
+	return m, nil
 }
 
 // SnapshotMounts returns the mounts that make up the snapshot.

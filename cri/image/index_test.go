@@ -86,7 +86,7 @@ func TestRootFsInfo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := n.ctrd.PrepareSnapshot(t.Context(), "overlayfs", "ctr1", v.ChainID.String(), nil); err != nil {
+	if _, err := n.ctrd.PrepareSnapshot(t.Context(), "overlayfs", "ctr1", v.ChainID.String(), nil); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the layer's size", func() bool {

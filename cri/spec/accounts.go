@@ -78,7 +78,7 @@ func (db *accounts) lines(name string, fn func(fields []string)) error {
 	if db.root == nil {
 		return nil
 	}
-	f, err := openInside(db.root, name)
+	f, err := OpenInside(db.root, name)
 	if absent(err) {
 		return nil
 	}
@@ -111,9 +111,9 @@ func absent(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR)
 }
 
-// openInside opens a file of a root file system. Links are followed as the container would follow them: an absolute one
+// OpenInside opens a file of a root file system. Links are followed as the container would follow them: an absolute one
 // starts at root again, and none leads out of it.
-func openInside(root fs.FS, name string) (fs.File, error) {
+func OpenInside(root fs.FS, name string) (fs.File, error) {
 	links, ok := root.(fs.ReadLinkFS)
 	if !ok {
 		return root.Open(name)

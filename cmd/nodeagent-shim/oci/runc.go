@@ -17,8 +17,8 @@ import (
 )
 
 // Starting and deleting a container take runc two processes of some 9 ms each, for opening a FIFO and for removing a few
-// directories. Both are done here when the state on disk is runc's and nothing speaks against it: no hook to run, no systemd
-// unit, no RDT group to remove.
+// directories. Both are done here when nothing speaks against it: no hook to run, and for the deletion no systemd unit and no RDT
+// group to remove, by what runc's state on disk says.
 
 // state is the part of runc's state.json that says so.
 type state struct {
@@ -59,15 +59,25 @@ func (r *Runtime) plain(id string, hooks ...string) (*state, bool) {
 	return s, true
 }
 
-// Start lets a created container run. exited is closed when its first process ends before that.
-func (r *Runtime) Start(ctx context.Context, id string, exited <-chan struct{}) error {
+// Start lets a created container run. hooked says that the OCI runtime has hooks to run then; exited is closed when the container's
+// first process ends before that.
+func (r *Runtime) Start(ctx context.Context, id string, hooked bool, exited <-chan struct{}) error {
 	fifo := filepath.Join(r.dir(id), "exec.fifo")
-	if _, ok := r.plain(id, "poststart"); !ok {
+	if info, err := os.Lstat(fifo); hooked || err != nil || info.Mode().Type() != os.ModeNamedPipe {
 		return r.quiet(ctx, "start", id)
 	}
-	if _, err := os.Lstat(fifo); err != nil {
+	switch {
+	case r.Runc():
+		return releaseRunc(ctx, fifo, exited)
+	case r.crun():
+		return releaseCrun(fifo)
+	default:
 		return r.quiet(ctx, "start", id)
 	}
+}
+
+// releaseRunc does what runc start does.
+func releaseRunc(ctx context.Context, fifo string, exited <-chan struct{}) error {
 	released := make(chan error, 1)
 	go func() { released <- release(fifo) }()
 	select {

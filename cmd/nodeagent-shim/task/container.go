@@ -54,6 +54,8 @@ type facts struct {
 	sharedPID bool
 	// userns is the path of the user namespace, empty for the host's.
 	userns string
+	// hooked says that hooks are to be run once the container runs.
+	hooked bool
 }
 
 func readFacts(bundle string) (facts, error) {
@@ -61,6 +63,7 @@ func readFacts(bundle string) (facts, error) {
 		Linux struct {
 			Namespaces []struct{ Type, Path string }
 		}
+		Hooks struct{ Poststart []struct{ Path string } }
 	}
 	raw, err := os.ReadFile(filepath.Join(bundle, "config.json"))
 	if err != nil {
@@ -69,7 +72,7 @@ func readFacts(bundle string) (facts, error) {
 	if err := json.Unmarshal(raw, &s); err != nil {
 		return facts{}, fmt.Errorf("read spec: %w", err)
 	}
-	f := facts{sharedPID: true}
+	f := facts{sharedPID: true, hooked: len(s.Hooks.Poststart) > 0}
 	for _, ns := range s.Linux.Namespaces {
 		switch ns.Type {
 		case "pid":

@@ -177,7 +177,7 @@ func (p *process) start(ctx context.Context) error {
 		err = p.launch(ctx, func(ctx context.Context, l oci.Launch) error { return p.c.rt.Restore(ctx, p.c.id, *p.restore, l) })
 	default:
 		done := p.c.capture(ctx)
-		err = p.c.rt.Start(ctx, p.c.id, p.died)
+		err = p.c.rt.Start(ctx, p.c.id, p.c.facts.hooked, p.died)
 		done()
 	}
 	if err != nil {
