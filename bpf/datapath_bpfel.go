@@ -85,6 +85,7 @@ const (
 	DatapathCtFlagsCT_SOCKET    DatapathCtFlags = 8192
 	DatapathCtFlagsCT_KERNEL    DatapathCtFlags = 16384
 	DatapathCtFlagsCT_WAITS     DatapathCtFlags = 32768
+	DatapathCtFlagsCT_DSR       DatapathCtFlags = 65536
 )
 
 type DatapathCtValue struct {
@@ -217,6 +218,7 @@ const (
 	DatapathReasonFWD_WORLD       DatapathReason = 4
 	DatapathReasonFWD_REJECT      DatapathReason = 5
 	DatapathReasonFWD_TOO_BIG     DatapathReason = 6
+	DatapathReasonFWD_DSR         DatapathReason = 7
 	DatapathReasonPASS_NOT_IP     DatapathReason = 16
 	DatapathReasonPASS_NEIGHBOUR  DatapathReason = 17
 	DatapathReasonPASS_HOST       DatapathReason = 18
@@ -257,6 +259,8 @@ type DatapathRoute struct {
 	Next DatapathAddr
 	Mac  [6]uint8
 	Smac [6]uint8
+	Dsr  uint32
+	Far  DatapathAddr
 }
 
 type DatapathRouteKey struct {
@@ -297,6 +301,7 @@ const (
 	DatapathSvcFlagsSVC_RANGES   DatapathSvcFlags = 2
 	DatapathSvcFlagsSVC_DROP     DatapathSvcFlags = 4
 	DatapathSvcFlagsSVC_SNAT     DatapathSvcFlags = 8
+	DatapathSvcFlagsSVC_DSR      DatapathSvcFlags = 32
 	DatapathSvcFlagsSVC_MAGLEV   DatapathSvcFlags = 16
 )
 
@@ -367,6 +372,7 @@ const (
 	DatapathMapCounters      = "counters"
 	DatapathMapCt            = "ct"
 	DatapathMapCtBefore      = "ct_before"
+	DatapathMapDsrIds        = "dsr_ids"
 	DatapathMapEps           = "eps"
 	DatapathMapEvents        = "events"
 	DatapathMapFrags         = "frags"
@@ -405,6 +411,7 @@ const (
 	DatapathProgSockSendmsg6 = "sock_sendmsg6"
 	DatapathProgToNet        = "to_net"
 	DatapathProgToPod        = "to_pod"
+	DatapathVarCfgDsr        = "cfg_dsr"
 	DatapathVarCfgHostCookie = "cfg_host_cookie"
 	DatapathVarCfgOldKey     = "cfg_old_key"
 	DatapathVarCfgOldValue   = "cfg_old_value"
@@ -493,6 +500,7 @@ type DatapathMapSpecs struct {
 	Counters   *ebpf.MapSpec `ebpf:"counters"`
 	Ct         *ebpf.MapSpec `ebpf:"ct"`
 	CtBefore   *ebpf.MapSpec `ebpf:"ct_before"`
+	DsrIds     *ebpf.MapSpec `ebpf:"dsr_ids"`
 	Eps        *ebpf.MapSpec `ebpf:"eps"`
 	Events     *ebpf.MapSpec `ebpf:"events"`
 	Frags      *ebpf.MapSpec `ebpf:"frags"`
@@ -518,6 +526,7 @@ type DatapathMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DatapathVariableSpecs struct {
+	CfgDsr        *ebpf.VariableSpec `ebpf:"cfg_dsr"`
 	CfgHostCookie *ebpf.VariableSpec `ebpf:"cfg_host_cookie"`
 	CfgOldKey     *ebpf.VariableSpec `ebpf:"cfg_old_key"`
 	CfgOldValue   *ebpf.VariableSpec `ebpf:"cfg_old_value"`
@@ -559,6 +568,7 @@ type DatapathMaps struct {
 	Counters   *ebpf.Map `ebpf:"counters"`
 	Ct         *ebpf.Map `ebpf:"ct"`
 	CtBefore   *ebpf.Map `ebpf:"ct_before"`
+	DsrIds     *ebpf.Map `ebpf:"dsr_ids"`
 	Eps        *ebpf.Map `ebpf:"eps"`
 	Events     *ebpf.Map `ebpf:"events"`
 	Frags      *ebpf.Map `ebpf:"frags"`
@@ -587,6 +597,7 @@ func (m *DatapathMaps) Close() error {
 		m.Counters,
 		m.Ct,
 		m.CtBefore,
+		m.DsrIds,
 		m.Eps,
 		m.Events,
 		m.Frags,
@@ -613,6 +624,7 @@ func (m *DatapathMaps) Close() error {
 //
 // It can be passed to LoadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DatapathVariables struct {
+	CfgDsr        *ebpf.Variable `ebpf:"cfg_dsr"`
 	CfgHostCookie *ebpf.Variable `ebpf:"cfg_host_cookie"`
 	CfgOldKey     *ebpf.Variable `ebpf:"cfg_old_key"`
 	CfgOldValue   *ebpf.Variable `ebpf:"cfg_old_value"`

@@ -31,7 +31,7 @@ func needRoot(tb testing.TB) {
 }
 
 // booleans are the features that are decided at load time.
-var booleans = []string{DatapathVarCfgServices, DatapathVarCfgSvcStats, DatapathVarCfgSvcReset, DatapathVarCfgRecall}
+var booleans = []string{DatapathVarCfgServices, DatapathVarCfgSvcStats, DatapathVarCfgSvcReset, DatapathVarCfgRecall, DatapathVarCfgDsr}
 
 // load loads all programs, with small maps and the booleans of the mask set.
 func load(tb testing.TB, mask uint) *DatapathObjects {

@@ -28,7 +28,7 @@ func (m *model) forward(w *walk) DatapathReason {
 
 // leaves says whether the node routes the packet to another one.
 func (w *walk) leaves() bool {
-	return w.act >= DatapathReasonFWD_NATIVE && w.act <= DatapathReasonFWD_WORLD
+	return w.act >= DatapathReasonFWD_NATIVE && w.act <= DatapathReasonFWD_WORLD || w.act == DatapathReasonFWD_DSR
 }
 
 // wayOf is where the packet goes to, or the reason why it goes nowhere.
@@ -44,6 +44,10 @@ func (m *model) wayOf(w *walk) (act, end DatapathReason) {
 	fromPod := w.hook == DatapathHookHOOK_POD
 	if !fromPod && w.known == nil && w.svc == 0 {
 		return DatapathReasonPASS_UNKNOWN, fine
+	}
+	if m.direct(w) {
+		w.oif = m.uplink
+		return DatapathReasonFWD_DSR, fine
 	}
 	act, routed := m.route(to)
 	if act != DatapathReasonPASS_ROUTE {
@@ -69,6 +73,7 @@ func (m *model) wayOf(w *walk) (act, end DatapathReason) {
 
 // fromOutside: a backend elsewhere is asked in the node's name.
 func (m *model) fromOutside(w *walk, act DatapathReason) DatapathReason {
+	w.flow &^= DatapathCtFlagsCT_DSR
 	w.snat = m.masq[one(!w.v4)]
 	if act != DatapathReasonPASS_ROUTE || !m.fib(w.now.dst) {
 		return act
@@ -135,6 +140,9 @@ func (m *model) note(w *walk, back uint32) DatapathReason {
 		return fine
 	}
 	r := &record{orig: w.tuple, flags: w.flow | seen(false, w.flags), oif: back, svc: w.svc}
+	if w.act == DatapathReasonFWD_DSR {
+		return m.noteDirect(w, r)
+	}
 	if w.snat.IsValid() || w.now != w.tuple {
 		return m.noteTranslated(w, r)
 	}

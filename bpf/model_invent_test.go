@@ -16,11 +16,14 @@ func (d *duel) next(r *rand.Rand, last shot) shot {
 	switch kind := r.IntN(10); {
 	case kind < 4 && len(d.got) > 34 && last.in != nil:
 		s = d.answer(r, d.got)
-	case kind == 9:
-		p := packet(world.at(f), targets[r.IntN(4)].at(f), protos(f)[r.IntN(3)], []uint16{80, nodePort}[r.IntN(2)])
-		s = shot{[]DatapathHook{DatapathHookHOOK_NET, DatapathHookHOOK_TUN, DatapathHookHOOK_TOPOD, DatapathHookHOOK_TONET}[r.IntN(4)], d.up, p.bytes()}
+	case kind >= 8:
+		p := packet(world.at(f), []pair{node, node, podA, podB, world}[r.IntN(5)].at(f), protos(f)[r.IntN(3)], []uint16{80, nodePort, directPort}[r.IntN(3)])
+		if p.sport += uint16(r.IntN(2)); p.proto == tcp {
+			p.flags = []uint8{0x02, 0x02, 0x10, 0x11, 0x04}[r.IntN(5)]
+		}
+		s = shot{[]DatapathHook{DatapathHookHOOK_NET, DatapathHookHOOK_NET, DatapathHookHOOK_TUN, DatapathHookHOOK_TOPOD, DatapathHookHOOK_TONET}[r.IntN(5)], d.up, p.bytes()}
 	default:
-		p := packet(podA.at(f), targets[r.IntN(len(targets))].at(f), protos(f)[r.IntN(3)], []uint16{80, nodePort}[r.IntN(2)])
+		p := packet(podA.at(f), targets[r.IntN(len(targets))].at(f), protos(f)[r.IntN(3)], []uint16{80, nodePort, directPort}[r.IntN(3)])
 		p.sport += uint16(r.IntN(3))
 		p.flags = []uint8{0x02, 0x02, 0x10, 0x11, 0x04}[r.IntN(5)]
 		p.noSum = f == 0 && p.proto == udp && r.IntN(4) == 0

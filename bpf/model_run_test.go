@@ -21,10 +21,14 @@ var (
 	native = pair{"10.0.2.9", "fd00:10:2::9"}     // a pod of another node
 	tunnel = pair{"10.0.3.9", "fd00:10:3::9"}     // and one behind the overlay
 	plain  = pair{"10.0.4.9", "fd00:10:4::9"}     // not masqueraded
+	direct = pair{"10.0.5.9", "fd00:10:5::9"}     // a pod of a node that answers what is led to it
 	local  = pair{"10.0.1.77", "fd00:10:1::77"}   // nobody has this address of the node's range
 )
 
-const nodePort = 30080
+const (
+	nodePort   = 30080
+	directPort = 30090 // leads to direct
+)
 
 // duel runs packets through the programs and through the model.
 type duel struct {
@@ -39,6 +43,7 @@ func newDuel(tb testing.TB) *duel {
 	tb.Helper()
 	n := newNetLab(tb)
 	m := &model{
+		led:  map[netip.Prefix]bool{},
 		pods: map[netip.Addr]uint32{}, host: map[netip.Addr]bool{}, uplink: n.up,
 		routes: map[netip.Prefix]DatapathReason{}, vips: map[netip.AddrPort]frontend{}, ports: map[uint16]frontend{},
 	}
@@ -59,7 +64,8 @@ func newDuel(tb testing.TB) *duel {
 		m.masq[f] = node.at(f)
 		for a, kind := range map[netip.Addr]DatapathRouteKind{
 			native.at(f): DatapathRouteKindROUTE_NATIVE, tunnel.at(f): DatapathRouteKindROUTE_TUNNEL,
-			plain.at(f): DatapathRouteKindROUTE_PLAIN, local.at(f): DatapathRouteKindROUTE_LOCAL,
+			direct.at(f): DatapathRouteKindROUTE_NATIVE,
+			plain.at(f):  DatapathRouteKindROUTE_PLAIN, local.at(f): DatapathRouteKindROUTE_LOCAL,
 		} {
 			d.addRoute(a, kind)
 		}
@@ -69,9 +75,10 @@ func newDuel(tb testing.TB) *duel {
 			v := []pair{vip, empty, vipFar}[i].at(f)
 			id := uint32(1 + 3*f + i)
 			n.service(id, v, b)
-			m.vips[netip.AddrPortFrom(v, 80)] = frontend{id, b}
+			m.vips[netip.AddrPortFrom(v, 80)] = frontend{id: id, backend: b}
 		}
-		d.addNodePort(uint32(7+f), f)
+		d.addNodePort(nodePort, frontend{id: 7, backend: netip.AddrPortFrom(far.at(0), 8080)}, far, f)
+		d.addNodePort(directPort, frontend{id: 8, backend: netip.AddrPortFrom(direct.at(0), 8080), direct: true}, direct, f)
 	}
 	d.forget()
 	return d
@@ -85,6 +92,9 @@ func (d *duel) addRoute(a netip.Addr, kind DatapathRouteKind) {
 		v.Next = key(netip.MustParseAddr("2001:db8:1::2"))
 		p, bits = netip.PrefixFrom(a, 64).Masked(), 64
 	}
+	if a == direct.at(one(a.Is6())) {
+		v.Dsr, v.Far, d.led[p] = d.up, key(netip.MustParseAddr("192.0.2.2")), true
+	}
 	d.put(d.objs.Routes, DatapathRouteKey{Bits: bits, Addr: key(p.Addr())}, v)
 	acts := map[DatapathRouteKind]DatapathReason{
 		DatapathRouteKindROUTE_NATIVE: DatapathReasonFWD_NATIVE, DatapathRouteKindROUTE_TUNNEL: DatapathReasonFWD_TUNNEL,
@@ -94,18 +104,23 @@ func (d *duel) addRoute(a netip.Addr, kind DatapathRouteKind) {
 	}
 }
 
-// addNodePort leads a port of the node to the far backend.
-func (d *duel) addNodePort(id uint32, f int) {
+// addNodePort leads a port of the node to a backend elsewhere.
+func (d *duel) addNodePort(port uint16, front frontend, to pair, f int) {
 	d.Helper()
+	id := front.id + 10*uint32(f)
+	flags := uint16(0)
+	if front.direct {
+		flags = uint16(DatapathSvcFlagsSVC_DSR)
+	}
 	everywhere := []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}[f]
-	d.put(d.objs.Be, id, DatapathBackend{Addr: key(far.at(f)), Port: swap(8080), Proto: tcp})
+	d.put(d.objs.Be, id, DatapathBackend{Addr: key(to.at(f)), Port: swap(8080), Proto: tcp})
 	for _, proto := range []uint8{tcp, udp} {
 		for scope := range uint8(2) {
-			d.put(d.objs.Svc, DatapathSvcKey{Addr: key(everywhere), Port: swap(nodePort), Proto: proto, Scope: scope},
-				DatapathSvcValue{Id: 7, Base: id, Count: 1})
+			d.put(d.objs.Svc, DatapathSvcKey{Addr: key(everywhere), Port: swap(port), Proto: proto, Scope: scope},
+				DatapathSvcValue{Id: front.id, Base: id, Count: 1, Flags: flags})
 		}
 	}
-	d.ports[nodePort] = frontend{7, netip.AddrPortFrom(far.at(0), 8080)}
+	d.ports[port] = front
 }
 
 // forget empties the tables of flows and fragments, the model's too.
@@ -172,7 +187,7 @@ func agree(want, got DatapathReason) bool {
 
 func verdictOf(r DatapathReason) uint32 {
 	switch {
-	case r <= DatapathReasonFWD_TOO_BIG:
+	case r <= DatapathReasonFWD_DSR:
 		return actRedirect
 	case r < DatapathReasonDROP_TRUNCATED:
 		return actOK
@@ -290,6 +305,9 @@ func TestRootModel(t *testing.T) {
 	}
 	if ran < rounds*10 {
 		t.Errorf("only %d packets ran", ran)
+	}
+	if n := d.counted(DatapathHookHOOK_NET, DatapathReasonFWD_DSR); int(n) < rounds/40 {
+		t.Errorf("only %d packets were led to another node", n)
 	}
 }
 

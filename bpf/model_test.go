@@ -35,6 +35,7 @@ type record struct {
 type frontend struct {
 	id      uint32
 	backend netip.AddrPort // invalid: nobody serves it
+	direct  bool           // the backend's node answers clients from outside itself
 }
 
 type model struct {
@@ -45,6 +46,7 @@ type model struct {
 	routes map[netip.Prefix]DatapathReason // how they are reached
 	vips   map[netip.AddrPort]frontend     // TCP and UDP, asked from pods
 	ports  map[uint16]frontend             // of the node, from anywhere
+	led    map[netip.Prefix]bool           // whose node takes what is led to it
 
 	flows map[tuple]*record
 	frags map[fragment][2]uint16
@@ -229,7 +231,11 @@ func (m *model) conntrack(w *walk) DatapathReason {
 	}
 	w.known, w.reply = r, reply
 	if !w.related {
-		m.touch(r, seen(reply, w.flags))
+		now := seen(reply, w.flags)
+		if r.elsewhere(w) && w.flags&synFlag == 0 {
+			now |= DatapathCtFlagsCT_REPLY
+		}
+		m.touch(r, now)
 	}
 	if r.is(DatapathCtFlagsCT_XLAT) && r.is(DatapathCtFlagsCT_SECONDARY) == reply {
 		w.oif, w.svc, w.flow, w.now = r.oif, r.svc, r.flags, r.other
@@ -248,7 +254,7 @@ func (m *model) outlived(w *walk, r *record) bool {
 		return false
 	}
 	if !r.is(DatapathCtFlagsCT_SECONDARY) {
-		return w.proto == tcp && r.is(closing)
+		return w.proto == tcp && (r.is(closing) || r.elsewhere(w) && r.is(DatapathCtFlagsCT_REPLY))
 	}
 	if w.hook != DatapathHookHOOK_POD {
 		return false
@@ -288,6 +294,9 @@ func (m *model) service(w *walk) DatapathReason {
 		return DatapathReasonFWD_REJECT
 	}
 	w.svc, w.flow = f.id, DatapathCtFlagsCT_SERVICE
+	if f.direct {
+		w.flow |= DatapathCtFlagsCT_DSR
+	}
 	backend := f.backend
 	if !w.v4 {
 		backend = netip.AddrPortFrom(six(backend.Addr()), backend.Port())
@@ -298,7 +307,7 @@ func (m *model) service(w *walk) DatapathReason {
 
 // six is the IPv6 address of whoever has an IPv4 address in the model's world.
 func six(a netip.Addr) netip.Addr {
-	for _, p := range []pair{podA, podB, node, world, far} {
+	for _, p := range []pair{podA, podB, node, world, far, direct} {
 		if p.at(0) == a {
 			return p.at(1)
 		}
@@ -310,7 +319,7 @@ func six(a netip.Addr) netip.Addr {
 // Checksums are left: the caller looks at them as a whole.
 func (w *walk) rewrite(in []byte) ([]byte, bool) {
 	out := append([]byte{}, in...)
-	if w.now != w.tuple {
+	if w.now != w.tuple && w.act != DatapathReasonFWD_DSR {
 		if w.related {
 			w.rewriteError(out)
 		} else if !w.rewriteFlow(out) {
@@ -320,8 +329,12 @@ func (w *walk) rewrite(in []byte) ([]byte, bool) {
 	if w.leaves() {
 		out[w.ttlAt()]--
 	}
-	if w.act == DatapathReasonFWD_TUNNEL {
+	switch w.act {
+	case DatapathReasonFWD_TUNNEL:
 		copy(out, make([]byte, 12))
+	case DatapathReasonFWD_DSR:
+		putBackend(out, w.now.dst, w.now.dport)
+	default:
 	}
 	return out, true
 }

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os/exec"
 	"runtime"
+	"slices"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -58,7 +59,7 @@ func swap(p uint16) uint16 { return bits.ReverseBytes16(p) }
 
 func newNetLab(tb testing.TB) *netLab {
 	tb.Helper()
-	objs := load(tb, 1)
+	objs := load(tb, 1|1<<slices.Index(booleans, DatapathVarCfgDsr))
 	runtime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		tb.Fatal(err)

@@ -7,7 +7,10 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"time"
+
+	"github.com/nodeagent/nodeagent/dataplane/service"
 )
 
 // Config of the data path.
@@ -70,7 +73,27 @@ type ServiceOptions struct {
 	// lost for good; without it they end by themselves. A backend that
 	// terminates, and still serves, is not lost yet.
 	ResetConnections bool `yaml:"resetConnections"`
+	// ExternalMode says how flows from outside reach a backend of another node:
+	// "snat" (the node asks in its own name, and the answer comes back through
+	// it), "dsr" (the backend's node answers the client itself, whose address
+	// the backend sees), "hybrid" (dsr for TCP, snat for the rest) or
+	// "annotated" (snat, but for services that say otherwise). With any but
+	// "snat" a service may say it itself: the annotation
+	// nodeagent.dev/external-mode.
+	ExternalMode string `yaml:"externalMode"`
 }
+
+// Modes of ServiceOptions.ExternalMode.
+const (
+	ExternalSNAT      = service.ModeSNAT
+	ExternalDSR       = service.ModeDSR
+	ExternalHybrid    = service.ModeHybrid
+	ExternalAnnotated = "annotated"
+)
+
+// DSR says whether this node leads flows from outside to others, and takes what
+// they lead to it: they have to be told (Peer.DSR).
+func (c Config) DSR() bool { return c.Services && c.ServiceOptions.ExternalMode != ExternalSNAT }
 
 // MapSizes are the capacities of the maps, in entries. A larger one takes effect
 // with the next start, a smaller one with the next boot.
@@ -111,7 +134,7 @@ func Default() Config {
 		Policies:       true,
 		Tunnel:         TunnelConfig{Port: 8472, VNI: 1, Device: "nvx0"},
 		SNATPorts:      PortRange{Min: 61000, Max: 65535},
-		ServiceOptions: ServiceOptions{Metrics: true, MaxMetrics: 1024},
+		ServiceOptions: ServiceOptions{Metrics: true, MaxMetrics: 1024, ExternalMode: ExternalSNAT},
 		Maps: MapSizes{
 			Conntrack: 131072, Endpoints: 4096, Services: 65536,
 			Backends: 262144, Routes: 65536, Affinity: 16384, Identities: 131072, Rules: 131072,
@@ -152,6 +175,9 @@ func (c Config) Validate() error {
 	}
 	if n := c.ServiceOptions.MaxMetrics; n < 1 || n > 1<<20 {
 		fault("serviceOptions.maxMetrics: %d is not between 1 and %d", n, 1<<20)
+	}
+	if m := c.ServiceOptions.ExternalMode; !slices.Contains([]string{ExternalSNAT, ExternalDSR, ExternalHybrid, ExternalAnnotated}, m) {
+		fault("serviceOptions.externalMode: %q is not one of snat, dsr, hybrid, annotated", m)
 	}
 	errs = append(errs, c.Maps.validate()...)
 	errs = append(errs, c.Timeouts.validate()...)

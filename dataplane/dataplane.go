@@ -173,7 +173,7 @@ func (d *Dataplane) Start(ctx context.Context) (retErr error) {
 	if err := d.stats.Init(); err != nil {
 		return err
 	}
-	if err := d.bumpEpoch(); err != nil {
+	if err := errors.Join(d.eps.Index(), d.bumpEpoch()); err != nil {
 		return err
 	}
 	if err := d.takeOverPolicies(); err != nil {
@@ -210,7 +210,7 @@ func (d *Dataplane) Start(ctx context.Context) (retErr error) {
 
 // openMaps wraps the maps that are loaded.
 func (d *Dataplane) openMaps() {
-	d.eps = maps.NewEndpoints(d.kernel.Eps)
+	d.eps = maps.NewEndpoints(d.kernel.Eps, d.kernel.DsrIds)
 	d.routes = maps.NewRoutes(d.kernel.Routes)
 	d.ups = maps.NewUplinks(d.kernel.Uplinks)
 	d.flows = maps.NewConntrack(d.kernel.Ct)
@@ -228,7 +228,7 @@ func (d *Dataplane) options(cookie uint64) attach.Options {
 		Object: d.deps.Object,
 		OnStep: d.deps.OnUpgrade,
 		Sizes: map[string]uint32{
-			"ct": m.Conntrack, "eps": m.Endpoints, "svc": m.Services, "be": m.Backends,
+			"ct": m.Conntrack, "eps": m.Endpoints, "dsr_ids": m.Endpoints, "svc": m.Services, "be": m.Backends,
 			"routes": m.Routes, "aff": m.Affinity, "rates": 2*m.Endpoints + 2, "svc_stats": d.cfg.ServiceOptions.MaxMetrics + 1,
 			"profiles": 2 * m.Endpoints, "identities": m.Identities, "rules": m.Rules,
 		},
@@ -236,6 +236,7 @@ func (d *Dataplane) options(cookie uint64) attach.Options {
 			"cfg_services":    d.cfg.Services,
 			"cfg_svc_stats":   d.cfg.ServiceOptions.Metrics,
 			"cfg_svc_reset":   d.cfg.ServiceOptions.ResetConnections,
+			"cfg_dsr":         d.cfg.DSR(),
 			"cfg_host_cookie": cookie,
 			"cfg_vni":         d.cfg.Tunnel.VNI,
 			"cfg_tun_port":    maps.Port(d.cfg.Tunnel.Port),
@@ -254,7 +255,7 @@ func (d *Dataplane) takeOver(ctx context.Context) error {
 	}
 	table.resets = d.cfg.ServiceOptions.ResetConnections
 	d.svcMu.Lock()
-	d.table, d.svcNode = table, d.node.serviceNode()
+	d.table, d.svcNode = table, d.serviceNode()
 	d.svcMu.Unlock()
 	if err := d.enterMode(ctx); err != nil {
 		return err

@@ -63,4 +63,7 @@ type Peer struct {
 	PodCIDRs []netip.Prefix
 	// Mode is "native", "vxlan" or "auto" (empty means auto).
 	Mode string
+	// DSR says that the node takes flows from outside that another node leads
+	// to it, and answers them itself.
+	DSR bool
 }

@@ -28,6 +28,8 @@ type Frontend struct {
 	State string
 	// Local backends only, chosen by Maglev, limited to source ranges.
 	Local, Maglev, Ranges bool
+	// DSR: a backend of another node answers clients itself.
+	DSR bool
 	// Stat is what the port of the service carried by all its frontends of the
 	// family; nil: nothing yet, or it is not counted.
 	Stat *maps.Stat
@@ -68,6 +70,7 @@ func (t *table) describe(owner string, o *owned, key maps.ServiceKey, f *front) 
 		Frontend: frontendOf(key),
 		Affinity: maps.Duration(f.value.Affinity),
 		Maglev:   f.value.Flags&uint16(bpf.DatapathSvcFlagsSVC_MAGLEV) != 0,
+		DSR:      f.value.Flags&uint16(bpf.DatapathSvcFlagsSVC_DSR) != 0,
 		Ranges:   f.value.Flags&uint16(bpf.DatapathSvcFlagsSVC_RANGES) != 0,
 		Local:    key.Scope == uint8(service.Outside) && f.value.Flags&uint16(bpf.DatapathSvcFlagsSVC_SNAT) == 0,
 		State:    stateOf(f.value),

@@ -190,7 +190,7 @@ func agentMain() int {
 				if err = json.Unmarshal(c.Args, &node); err == nil && d != nil {
 					err = d.SetNode(ctx, node)
 				}
-			case "Trace", "Frontends", "ServiceStats", "Usage", "Watch", "Watched":
+			case "Trace", "Frontends", "ServiceStats", "Usage", "Watch", "Watched", "Counters":
 				r.Out, err = agentAsk(d, &looks, c)
 			default:
 				err = agentCall(ctx, d, c)
@@ -248,6 +248,8 @@ func agentAsk(d *Dataplane, looks *labLooks, c labCall) (json.RawMessage, error)
 		out, err = looks.end()
 	case "Frontends":
 		out, err = d.Frontends()
+	case "Counters":
+		out, err = d.Counters()
 	case "ServiceStats":
 		out, err = d.ServiceStats()
 	default:

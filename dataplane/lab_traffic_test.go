@@ -154,14 +154,11 @@ func (n netns) ask(network string, to netip.AddrPort) (name, saw string, err err
 	return name, saw, err
 }
 
-// askFrom asks from an address and port.
-func (n netns) askFrom(network string, from, to netip.AddrPort) (name string, err error) {
+// askFrom asks over UDP from an address and port.
+func (n netns) askFrom(from, to netip.AddrPort) (name string, err error) {
 	err = n.do(func() error {
-		d := net.Dialer{Timeout: dialTimeout, LocalAddr: net.TCPAddrFromAddrPort(from)}
-		if network == "udp" {
-			d.LocalAddr = net.UDPAddrFromAddrPort(from)
-		}
-		c, err := d.Dial(network, to.String())
+		d := net.Dialer{Timeout: dialTimeout, LocalAddr: net.UDPAddrFromAddrPort(from)}
+		c, err := d.Dial("udp", to.String())
 		if err != nil {
 			return err
 		}

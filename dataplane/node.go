@@ -227,4 +227,14 @@ func settle(ctx context.Context, wait time.Duration) bool {
 }
 
 // serviceNode is what services have to know of the node.
-func (n Node) serviceNode() service.Node { return service.Node{Name: n.Name, Zone: n.Zone} }
+func (d *Dataplane) serviceNode() service.Node {
+	n := service.Node{Name: d.node.Name, Zone: d.node.Zone}
+	switch mode := d.cfg.ServiceOptions.ExternalMode; mode {
+	case ExternalSNAT:
+	case ExternalAnnotated:
+		n.External = service.ModeSNAT
+	default:
+		n.External = mode
+	}
+	return n
+}

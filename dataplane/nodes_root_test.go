@@ -26,7 +26,7 @@ func (l *lab) joinOne(tb testing.TB, h *host, mode string) {
 	var peers []Peer
 	for _, p := range l.hosts {
 		if p != h {
-			peers = append(peers, Peer{Name: p.name, Addrs: p.node.Addrs, PodCIDRs: p.node.PodCIDRs, Mode: mode})
+			peers = append(peers, Peer{Name: p.name, Addrs: p.node.Addrs, PodCIDRs: p.node.PodCIDRs, Mode: mode, DSR: p.cfg.DSR()})
 		}
 	}
 	h.agent.must(tb, "UpdatePeers", peers)

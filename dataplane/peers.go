@@ -85,7 +85,7 @@ func (d *Dataplane) addPeer(p *paths, peer Peer, taken *[]netip.Prefix) {
 		if mode == modeVXLAN {
 			d.addTunnel(p, peer, host, false)
 		} else {
-			p.bpf[host] = dpmaps.Route{Kind: bpf.DatapathRouteKindROUTE_PLAIN}
+			p.bpf[host] = d.led(peer, dpmaps.Route{Kind: bpf.DatapathRouteKindROUTE_PLAIN})
 		}
 	}
 	for _, c := range peer.PodCIDRs {
@@ -103,12 +103,21 @@ func (d *Dataplane) addPeer(p *paths, peer Peer, taken *[]netip.Prefix) {
 		idx, via := d.nextHop(peer, c.Addr().Is4())
 		if idx == 0 {
 			// The fabric routes it; the kernel knows where to.
-			p.bpf[c] = dpmaps.Route{Kind: bpf.DatapathRouteKindROUTE_PLAIN}
+			p.bpf[c] = d.led(peer, dpmaps.Route{Kind: bpf.DatapathRouteKindROUTE_PLAIN})
 			continue
 		}
-		p.bpf[c] = dpmaps.Route{Kind: bpf.DatapathRouteKindROUTE_NATIVE, IfIndex: idx, Next: via}
+		p.bpf[c] = d.led(peer, dpmaps.Route{Kind: bpf.DatapathRouteKindROUTE_NATIVE, IfIndex: idx, Next: via})
 		p.kernel[c] = attach.PeerRoute{Dst: c, IfIndex: idx, Via: via, Src: d.nodeAddr(c.Addr().Is4())}
 	}
+}
+
+// led adds to a route that the peer answers by itself what is led to it.
+func (d *Dataplane) led(peer Peer, r dpmaps.Route) dpmaps.Route {
+	far := underlayOf(peer, d.underlay.Is4())
+	if d.cfg.DSR() && peer.DSR && d.tunnel != 0 && far.IsValid() {
+		r.DSR, r.Far = d.tunnel, far
+	}
+	return r
 }
 
 func (d *Dataplane) addTunnel(p *paths, peer Peer, dst netip.Prefix, kernel bool) {
@@ -117,13 +126,13 @@ func (d *Dataplane) addTunnel(p *paths, peer Peer, dst netip.Prefix, kernel bool
 		p.errs = append(p.errs, fmt.Errorf("peer %s: no way to it through the overlay: no address of the overlay's family", peer.Name))
 		return
 	}
-	p.bpf[dst] = dpmaps.Route{
+	p.bpf[dst] = d.led(peer, dpmaps.Route{
 		Kind:    bpf.DatapathRouteKindROUTE_TUNNEL,
 		IfIndex: d.tunnel,
 		Next:    far,
 		MAC:     attach.TunnelMAC(far),
 		SrcMAC:  attach.TunnelMAC(d.underlay),
-	}
+	})
 	if kernel {
 		p.kernel[dst] = attach.PeerRoute{
 			Dst: dst, IfIndex: d.tunnel, Tunnel: far, VNI: d.cfg.Tunnel.VNI, Src: d.nodeAddr(dst.Addr().Is4()),
@@ -181,9 +190,10 @@ func underlayOf(p Peer, v4 bool) netip.Addr {
 	return netip.Addr{}
 }
 
-// syncTunnel makes the overlay's device while a peer needs it.
+// syncTunnel makes the overlay's device while a peer needs it, or may lead
+// flows here through it.
 func (d *Dataplane) syncTunnel() error {
-	need := slices.ContainsFunc(slices.Collect(maps.Values(d.peers)), func(p Peer) bool { return d.modeOf(p) == modeVXLAN })
+	need := d.cfg.DSR() || slices.ContainsFunc(slices.Collect(maps.Values(d.peers)), func(p Peer) bool { return d.modeOf(p) == modeVXLAN })
 	if !need {
 		d.tunnel = 0
 		if !d.peersKnown {

@@ -167,7 +167,7 @@ func (d *Dataplane) setHostPorts(ctx context.Context, ep Endpoint) error {
 func (d *Dataplane) recompile(ctx context.Context) error {
 	d.svcMu.Lock()
 	defer d.svcMu.Unlock()
-	node := d.node.serviceNode()
+	node := d.serviceNode()
 	if d.svcNode == node {
 		return nil
 	}

@@ -221,6 +221,9 @@ func (t *table) value(c *change, next, old *owned, key maps.ServiceKey, e servic
 	if len(e.Backends) == 0 {
 		return v, nil
 	}
+	if e.DSR {
+		v.Flags |= uint16(bpf.DatapathSvcFlagsSVC_DSR)
+	}
 	if e.Maglev {
 		v.Flags |= uint16(bpf.DatapathSvcFlagsSVC_MAGLEV)
 	}

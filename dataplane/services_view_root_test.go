@@ -136,7 +136,7 @@ func TestRootTrace(t *testing.T) {
 			for port := uint16(42000); port < 42016; port++ {
 				src, to := netip.AddrPortFrom(a.addrs[i], port), netip.AddrPortFrom(vips(2)[i], 80)
 				got := h.trace(t, TraceRequest{src, to, service.UDP})
-				name, err := a.askFrom("udp", src, to)
+				name, err := a.askFrom(src, to)
 				if err != nil || len(got.Backends) != 1 || (got.Backends[0].Addr() == b.addrs[i]) != (name == "b") {
 					t.Errorf("port %d: %s answers, %v; the trace says %v: %s", port, name, err, got.Backends, got.Reason)
 				}

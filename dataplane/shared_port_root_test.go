@@ -23,7 +23,7 @@ func TestRootSharedPort(t *testing.T) {
 		one, two, direct := vips(1)[i], vips(2)[i], b.addrs[i]
 		for turn, to := range []netip.Addr{one, direct, one, two, direct, two, one} {
 			from := netip.AddrPortFrom(a.addrs[i], 40000)
-			if _, err := a.askFrom("udp", from, netip.AddrPortFrom(to, 80)); err != nil {
+			if _, err := a.askFrom(from, netip.AddrPortFrom(to, 80)); err != nil {
 				t.Errorf("turn %d: %v", turn, err)
 			}
 		}

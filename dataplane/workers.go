@@ -175,6 +175,9 @@ func (d *Dataplane) timeout(f flows.Flow) time.Duration {
 		switch {
 		case f.Is(closing) || f.Is(bpf.DatapathCtFlagsCT_RST):
 			return t.TCPClosing
+		case f.Is(bpf.DatapathCtFlagsCT_DSR | bpf.DatapathCtFlagsCT_FIN_ORIG):
+			// Where the other side's FIN does not pass.
+			return t.TCPSyn
 		case both:
 			return t.TCPEstablished
 		default:

@@ -13,6 +13,7 @@ const (
 	// AnnotationPeerMode on a Node says how that node's pods are reached:
 	// "native", "vxlan" or "auto".
 	AnnotationPeerMode = "nodeagent.dev/peer-mode"
-	// AnnotationMaglev on a Service asks for consistent hashing.
-	AnnotationMaglev = "nodeagent.dev/maglev"
+	// AnnotationDSR on a Node says, with "true", that the node takes flows from
+	// outside that others lead to it, and answers them itself. The agent writes it.
+	AnnotationDSR = "nodeagent.dev/dsr"
 )

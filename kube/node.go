@@ -26,6 +26,10 @@ type nodeTopic struct {
 
 	node  NodeSink
 	cidrs PodCIDRSink
+	// dsr is what the Node shall say of direct return; patch changes it, nil
+	// without an API server.
+	dsr   bool
+	patch func(ctx context.Context, patch []byte) error
 
 	// What the sinks took last; only the topic's goroutine touches it.
 	sentNode  *dataplane.Node
@@ -50,7 +54,24 @@ func (t *nodeTopic) update(ctx context.Context, _ []string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(t.tellCIDRs(ctx, cidrs), t.tellNode(ctx, n.Labels[LabelZone], addrs, cidrs))
+	return errors.Join(t.tellCIDRs(ctx, cidrs), t.tellNode(ctx, n.Labels[LabelZone], addrs, cidrs), t.advertise(ctx, n))
+}
+
+// advertise makes the Node say whether this node takes what others lead to it.
+func (t *nodeTopic) advertise(ctx context.Context, n *corev1.Node) error {
+	said := n.Annotations[AnnotationDSR]
+	if t.patch == nil || (said == "true") == t.dsr && (t.dsr || said == "") {
+		return nil
+	}
+	value := "null"
+	if t.dsr {
+		value = `"true"`
+	}
+	patch := fmt.Sprintf(`{"metadata":{"annotations":{%q:%s}}}`, AnnotationDSR, value)
+	if err := t.patch(ctx, []byte(patch)); err != nil {
+		return fmt.Errorf("annotate node %s with %s: %w", n.Name, AnnotationDSR, err)
+	}
+	return nil
 }
 
 func (t *nodeTopic) tellCIDRs(ctx context.Context, cidrs []netip.Prefix) error {

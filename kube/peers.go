@@ -78,7 +78,7 @@ func (t *peerTopic) peer(ctx context.Context, name string) (dataplane.Peer, bool
 		t.log.WarnContext(ctx, "unknown peer mode in the node's annotation, auto is used", "node", name, "mode", mode)
 		mode = ""
 	}
-	return dataplane.Peer{Name: name, Addrs: addrs, PodCIDRs: cidrs, Mode: mode}, len(addrs) > 0
+	return dataplane.Peer{Name: name, Addrs: addrs, PodCIDRs: cidrs, Mode: mode, DSR: n.Annotations[AnnotationDSR] == "true"}, len(addrs) > 0
 }
 
 // peerModes are what AnnotationPeerMode may say; "" stands for auto.

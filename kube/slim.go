@@ -7,6 +7,8 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/nodeagent/nodeagent/dataplane/service"
 )
 
 // slim keeps of an object what the agent reads. It is what holds the agent's
@@ -51,7 +53,7 @@ func slimMeta(m metav1.ObjectMeta, annotations ...string) metav1.ObjectMeta {
 
 func slimNode(n *corev1.Node) *corev1.Node {
 	return &corev1.Node{
-		ObjectMeta: slimMeta(n.ObjectMeta, AnnotationPeerMode),
+		ObjectMeta: slimMeta(n.ObjectMeta, AnnotationPeerMode, AnnotationDSR),
 		Spec:       corev1.NodeSpec{PodCIDR: n.Spec.PodCIDR, PodCIDRs: n.Spec.PodCIDRs},
 		Status:     corev1.NodeStatus{Addresses: n.Status.Addresses},
 	}
@@ -59,7 +61,7 @@ func slimNode(n *corev1.Node) *corev1.Node {
 
 func slimService(s *corev1.Service) *corev1.Service {
 	return &corev1.Service{
-		ObjectMeta: slimMeta(s.ObjectMeta, corev1.AnnotationTopologyMode, AnnotationMaglev),
+		ObjectMeta: slimMeta(s.ObjectMeta, corev1.AnnotationTopologyMode, service.LoadBalancing, service.ExternalMode),
 		Spec:       s.Spec,
 		Status:     corev1.ServiceStatus{LoadBalancer: s.Status.LoadBalancer},
 	}

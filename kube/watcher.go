@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/nodeagent/nodeagent/dataplane"
@@ -37,6 +38,9 @@ type Deps struct {
 	// BaseNode is what configuration says of this node; what it leaves empty
 	// of addresses and ranges comes from the Node object.
 	BaseNode dataplane.Node
+	// DSR is what the own Node says of direct return, for the others: the
+	// watcher sees to it where there is an API server.
+	DSR      bool
 	Node     NodeSink
 	PodCIDRs PodCIDRSink
 	Peers    PeerSink
@@ -201,7 +205,13 @@ func (w *Watcher) nodeTopic() {
 	}
 	nt := &nodeTopic{
 		name: w.cfg.NodeName, base: w.deps.BaseNode, nodes: w.objects(kindNodes),
-		node: w.deps.Node, cidrs: w.deps.PodCIDRs,
+		node: w.deps.Node, cidrs: w.deps.PodCIDRs, dsr: w.deps.DSR,
+	}
+	if c := w.deps.Client; c != nil {
+		nt.patch = func(ctx context.Context, patch []byte) error {
+			_, err := c.Nodes().Patch(ctx, w.cfg.NodeName, types.MergePatchType, patch)
+			return err
+		}
 	}
 	t := newTopic("node", w.cfg, w.log, w.metrics)
 	t.replace, t.update = nt.replace, nt.update

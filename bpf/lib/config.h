@@ -18,6 +18,9 @@ volatile const bool cfg_svc_stats = true;
 /* Connections to backends that are gone are reset. */
 volatile const bool cfg_svc_reset = false;
 
+/* Lead flows from outside to other nodes that answer them, and take such flows. */
+volatile const bool cfg_dsr = false;
+
 /* Earlier programs left flows in another layout: recall.h. */
 volatile const bool cfg_recall = false;
 

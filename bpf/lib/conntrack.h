@@ -38,6 +38,7 @@ enum ct_flags {
 	CT_KERNEL =
 		0x4000, /* begun while the kernel carried flows: it may have translated it too */
 	CT_WAITS = 0x8000, /* the kernel's, and not judged yet: it may still be translated */
+	CT_DSR = 0x10000, /* the backend's node answers the client itself */
 };
 
 #define CT_CLOSING (CT_FIN_ORIG | CT_FIN_REPLY | CT_RST)
@@ -133,10 +134,18 @@ static __always_inline bool ct_mark(struct ct_value *v, __u32 flags)
 	return true;
 }
 
+static __always_inline bool ct_answered_elsewhere(const struct ct_value *v, const struct pkt *pkt)
+{
+	return (v->flags & CT_DSR) && pkt->hook == HOOK_NET;
+}
+
 static __always_inline void ct_touch(struct ct_value *v, const struct pkt *pkt)
 {
 	__u32 flags = ct_flags_of(pkt->reply, pkt->tcp_flags);
 
+	/* Replies do not pass here: that the client goes on shows that there was one. */
+	if (ct_answered_elsewhere(v, pkt) && !(pkt->tcp_flags & TCP_SYN))
+		flags |= CT_REPLY;
 	if (ct_mark(v, flags) && (v->flags & CT_XLAT))
 		ct_tell_other(&v->other, flags);
 }
@@ -158,7 +167,19 @@ static __always_inline bool ct_outlived(const struct ct_value *v, const struct p
 	/* Only a pod is known to own the tuple that it sends. */
 	if (v->flags & CT_SECONDARY)
 		return pkt->hook == HOOK_POD;
-	return pkt->t.proto == PROTO_TCP && v->flags & CT_CLOSING;
+	if (pkt->t.proto != PROTO_TCP)
+		return false;
+	/* Where replies do not pass nobody sees that the backend ended it. */
+	return v->flags & CT_CLOSING || (ct_answered_elsewhere(v, pkt) && v->flags & CT_REPLY);
+}
+
+/* The node that led it here may have chosen another backend since. */
+static __always_inline bool ct_agrees(const struct ct_value *v, const struct pkt *pkt)
+{
+	if (!pkt->dsr)
+		return true;
+	return !pkt->reply && (v->flags & CT_XLAT) && !(v->flags & CT_SECONDARY) &&
+	       v->other.dport == pkt->n.dport && addr_eq(&v->other.dst, &pkt->n.dst);
 }
 
 /* Rare: without its other record a translated flow would be answered wrongly. */
@@ -194,6 +215,10 @@ __noinline int conntrack(struct pkt *pkt)
 	if (!v)
 		return 0;
 	pkt->reply = swapped != !!(v->flags & CT_SWAPPED);
+	if (!ct_agrees(v, pkt)) {
+		pkt->reply = false;
+		return 0;
+	}
 	if (ct_outlived(v, pkt)) {
 		if (v->flags & CT_SECONDARY)
 			ct_forget(&v->other);

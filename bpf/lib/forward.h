@@ -7,6 +7,7 @@
 #include <bpf/bpf_helpers.h>
 #include "addr.h"
 #include "conntrack.h"
+#include "dsr.h"
 #include "endpoint.h"
 #include "pkt.h"
 #include "proto.h"
@@ -29,25 +30,31 @@ static __always_inline bool translated(const struct pkt *pkt)
  * The interface by which the kernel would send it; 0 when it would not. Not
  * inlined: forward's own frame is on the longest chain of calls.
  */
-static __noinline __u32 fib_oif(struct __sk_buff *skb, const struct pkt *pkt)
+static __noinline __u32 fib_way(struct __sk_buff *skb, const struct addr *src,
+				const struct addr *dst, __u32 proto)
 {
 	struct bpf_fib_lookup fib = { .ifindex = skb->ifindex };
 	long ret;
 
-	fib.l4_protocol = pkt->n.proto;
-	if (pkt->v4) {
+	fib.l4_protocol = (__u8)proto;
+	if (addr_is4(dst)) {
 		fib.family = FAMILY_INET;
-		fib.ipv4_src = addr_to4(&pkt->n.src);
-		fib.ipv4_dst = addr_to4(&pkt->n.dst);
+		fib.ipv4_src = addr_to4(src);
+		fib.ipv4_dst = addr_to4(dst);
 	} else {
 		fib.family = FAMILY_INET6;
-		__builtin_memcpy(fib.ipv6_src, &pkt->n.src, 16);
-		__builtin_memcpy(fib.ipv6_dst, &pkt->n.dst, 16);
+		__builtin_memcpy(fib.ipv6_src, src, 16);
+		__builtin_memcpy(fib.ipv6_dst, dst, 16);
 	}
 	ret = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
 	if (ret == BPF_FIB_LKUP_RET_SUCCESS || ret == BPF_FIB_LKUP_RET_NO_NEIGH)
 		return fib.ifindex;
 	return 0;
+}
+
+static __always_inline __u32 fib_oif(struct __sk_buff *skb, const struct pkt *pkt)
+{
+	return fib_way(skb, &pkt->n.src, &pkt->n.dst, pkt->n.proto);
 }
 
 /* Our address on an interface, in the packet's family; NULL when there is none. */
@@ -114,6 +121,7 @@ static __always_inline int forward_outside(struct __sk_buff *skb, struct pkt *pk
 	struct uplink *up = bpf_map_lookup_elem(&uplinks, &in);
 	struct addr *from = up ? uplink_addr(up, pkt) : NULL;
 
+	pkt->ct_flags &= ~(__u32)CT_DSR;
 	/* A far pod asked a port of ours, through the overlay. */
 	if (pkt->hook == HOOK_TUN && endpoint_host_at(&pkt->t.dst))
 		from = &pkt->t.dst;
@@ -139,6 +147,12 @@ static __always_inline int forward_route(struct pkt *pkt, const struct route *rt
 	return FWD_TUNNEL;
 }
 
+/* A flow that another node answers goes there as long as that takes it. */
+static __always_inline bool forward_led(const struct pkt *pkt)
+{
+	return cfg_dsr && (pkt->ct_flags & CT_DSR) && !pkt->reply;
+}
+
 static __always_inline int forward_to(struct __sk_buff *skb, struct pkt *pkt)
 {
 	struct endpoint *ep;
@@ -162,6 +176,8 @@ static __always_inline int forward_to(struct __sk_buff *skb, struct pkt *pkt)
 	if (pkt->kernel)
 		return PASS_ROUTE;
 	rt = route_find(&pkt->n.dst);
+	if (pkt->known ? forward_led(pkt) : dsr_allowed(pkt, rt))
+		return rt && rt->dsr ? dsr_forward(pkt, rt) : -DROP_BACKEND;
 	if (rt)
 		act = forward_route(pkt, rt);
 	if (pkt->hook != HOOK_POD && !pkt->known)
@@ -181,6 +197,9 @@ static __always_inline int forward_narrow(struct pkt *pkt, __u32 mtu)
 {
 	bool plain = !pkt->v4 || pkt->l4 == ETH_LEN + IP4_LEN;
 
+	/* The overlay's device has the outer packet cut. */
+	if (pkt->act == FWD_DSR && !pkt->df)
+		return 0;
 	if (!pkt->df || !plain || pkt->related || pkt->frag)
 		return -PASS_TOO_BIG;
 	pkt->mtu = (__u16)mtu;
@@ -195,7 +214,7 @@ static __always_inline int forward_fits(struct __sk_buff *skb, struct pkt *pkt)
 {
 	__u32 mtu = 0;
 
-	if (pkt->act != FWD_NATIVE && pkt->act != FWD_TUNNEL && pkt->act != FWD_WORLD)
+	if (pkt->act < FWD_NATIVE || pkt->act > FWD_DSR)
 		return 0;
 	if (pkt->ttl <= 1)
 		return -PASS_TTL;
@@ -256,6 +275,8 @@ static __always_inline int forward_record(struct pkt *pkt)
 		return 0;
 	if (pkt->kernel)
 		return forward_waits(pkt);
+	if (pkt->act == FWD_DSR)
+		return ct_create_primary(pkt);
 	if (!addr_zero(&pkt->snat))
 		ret = snat(pkt);
 	else if (translated(pkt))
@@ -282,7 +303,8 @@ __noinline int forward(struct __sk_buff *skb, struct pkt *pkt)
 		return ret;
 	if (pkt->hook != HOOK_POD && !pkt->known) {
 		pkt->ct_flags |= CT_OUTSIDE;
-		pkt->back = skb->ifindex;
+		pkt->back = pkt->dsr ? fib_way(skb, &pkt->t.dst, &pkt->t.src, pkt->t.proto)
+				     : skb->ifindex;
 	}
 	/* Its own backend: it hears from the service's address, so that it answers there. */
 	if (!pkt->known && pkt->dst_if && pkt->src_if == pkt->dst_if) {

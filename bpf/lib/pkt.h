@@ -30,10 +30,12 @@ struct pkt {
 	__u32 src_rate;	  /* slot of the sender's bandwidth, 0: unlimited */
 	__u32 dst_rate;	  /* and of the receiver's */
 	__be32 id;	  /* of a fragmented packet */
-	__u16 inner;	  /* of an ICMP error: offset of the quoted IP header */
+	union {
+		__u16 inner; /* of an ICMP error: offset of the quoted IP header */
+		__u16 mtu;   /* of others: that of a way ahead that is too narrow; 0: it fits */
+	};
 	__u16 inner_l4;	  /* and of what follows that */
 	__u16 l4;	  /* offset of the transport header */
-	__u16 mtu;	  /* of a way ahead that is too narrow; 0: it fits */
 	__u8 hook;	  /* enum hook */
 	__u8 act;	  /* enum reason: where forward sends it */
 	__u8 ttl;
@@ -49,6 +51,7 @@ struct pkt {
 	bool host;    /* n.dst is the node */
 	bool lanes;   /* its record knows the short cut */
 	bool kernel;  /* the kernel carries it: nothing takes it past its rules */
+	bool dsr;     /* another node leads it here: n is where to */
 	bool guarded; /* a policy isolates one of its ends: a reply is one only by the record */
 };
 

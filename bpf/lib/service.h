@@ -25,6 +25,7 @@ enum svc_flags {
 	SVC_RANGES = 0x2,   /* only sources in the ranges map may enter */
 	SVC_DROP = 0x4,	    /* without a backend: drop, do not reject */
 	SVC_SNAT = 0x8,	    /* backends may be on other nodes: the node asks for the client */
+	SVC_DSR = 0x20,	    /* the backend's node answers clients from outside itself */
 	SVC_MAGLEV = 0x10,  /* the slice is a table: its row is chosen by the connection */
 };
 
@@ -260,9 +261,22 @@ static __always_inline int service_translate(struct pkt *pkt, const struct svc_v
 		return ret;
 	stat_connection(v->id);
 	pkt->svc = v->id;
-	pkt->ct_flags |= CT_SERVICE;
+	pkt->ct_flags |= v->flags & SVC_DSR ? CT_SERVICE | CT_DSR : CT_SERVICE;
 	pkt->n.dst = to.addr;
 	pkt->n.dport = to.port;
+	return 0;
+}
+
+/* Another node chose the backend, and counted the connection: whose is it? */
+static __always_inline int service_led(struct pkt *pkt)
+{
+	struct svc_value *v = svc_at(&pkt->t.dst, pkt->t.dport, pkt->t.proto, SCOPE_OUTSIDE);
+
+	if (!v)
+		v = svc_at_node(&pkt->t.dst, pkt->t.dport, pkt->t.proto, SCOPE_OUTSIDE);
+	if (v)
+		pkt->svc = v->id;
+	pkt->ct_flags |= CT_SERVICE;
 	return 0;
 }
 
@@ -275,6 +289,8 @@ __noinline int service(struct pkt *pkt, __u32 scope)
 		return 0;
 	if (pkt->t.proto != PROTO_TCP && pkt->t.proto != PROTO_UDP && pkt->t.proto != PROTO_SCTP)
 		return 0;
+	if (pkt->dsr)
+		return service_led(pkt);
 	/* What kube-proxy began stays its own until its flows have records. */
 	if (cfg_services && mode_get() != MODE_OURS && !mode_begins(pkt))
 		return 0;

@@ -4,6 +4,8 @@
 /* Stage 2: a pod sends from its own addresses only, others never from them. */
 
 #include "addr.h"
+#include "config.h"
+#include "dsr.h"
 #include "endpoint.h"
 #include "pkt.h"
 #include "reason.h"
@@ -35,7 +37,7 @@ static __always_inline int spoof_net(struct pkt *pkt)
 	return 0;
 }
 
-/* From the overlay comes only what lies behind the node that sent it. */
+/* From the overlay comes only what lies behind the node that sent it, or what it leads here. */
 __noinline int spoof_tun(struct __sk_buff *skb, struct pkt *pkt)
 {
 	struct bpf_tunnel_key key = {};
@@ -43,12 +45,7 @@ __noinline int spoof_tun(struct __sk_buff *skb, struct pkt *pkt)
 	struct route *rt;
 
 	NEED(pkt);
-	rt = route_find(pkt->related ? &pkt->osrc : &pkt->t.src);
-	if (!rt || rt->kind != ROUTE_TUNNEL)
-		return -DROP_TUNNEL;
-	if (addr_is4(&rt->next)) {
-		if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
-			return -DROP_TUNNEL;
+	if (!bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0)) {
 		addr_from4(&from, bpf_htonl(key.remote_ipv4));
 		pkt->from = key.remote_ipv4;
 	} else {
@@ -56,6 +53,11 @@ __noinline int spoof_tun(struct __sk_buff *skb, struct pkt *pkt)
 			return -DROP_TUNNEL;
 		addr_from6(&from, key.remote_ipv6);
 	}
+	if (cfg_dsr && key.tunnel_id == (cfg_vni ^ DSR_VNI_BIT))
+		return dsr_enter(skb, pkt, &from);
+	rt = route_find(pkt->related ? &pkt->osrc : &pkt->t.src);
+	if (!rt || rt->kind != ROUTE_TUNNEL)
+		return -DROP_TUNNEL;
 	return addr_eq(&from, &rt->next) ? 0 : -DROP_TUNNEL;
 }
 

@@ -10,6 +10,7 @@
 #include <bpf/bpf_helpers.h>
 #include "addr.h"
 #include "config.h"
+#include "dsr.h"
 #include "endpoint.h"
 #include "event.h"
 #include "express.h"
@@ -52,6 +53,8 @@ static __always_inline long send_tunnel(struct __sk_buff *skb, const struct pkt 
 	struct bpf_tunnel_key key = { .tunnel_id = cfg_vni, .tunnel_ttl = 64 };
 	__u64 flags = 0;
 
+	if (pkt->act == FWD_DSR)
+		key.tunnel_id ^= DSR_VNI_BIT;
 	if (mac_write(skb, pkt->mac))
 		return ACT_SHOT;
 	if (addr_is4(&pkt->next)) {
@@ -84,6 +87,7 @@ static __always_inline long send(struct __sk_buff *skb, const struct pkt *pkt)
 	case FWD_WORLD:
 		return ttl_less(skb, pkt) ? ACT_SHOT : bpf_redirect_neigh(pkt->oif, NULL, 0, 0);
 	case FWD_TUNNEL:
+	case FWD_DSR:
 		return ttl_less(skb, pkt) ? ACT_SHOT : send_tunnel(skb, pkt);
 	default:
 		return ACT_OK;
@@ -129,12 +133,13 @@ __noinline int verdict(struct __sk_buff *skb, struct pkt *pkt, int ret)
 	long act;
 
 	NEED(pkt);
-	if (!ret && translated(pkt))
+	if (!ret && pkt->act != FWD_DSR && translated(pkt))
 		ret = pkt->related ? icmp_nat(skb, pkt) : nat(skb, pkt);
 	if (ret)
 		return verdict_stop(skb, pkt, ret);
 	count(skb, pkt->hook, pkt->act);
-	if (pkt->svc && (pkt->ct_flags & CT_SERVICE))
+	/* What another node leads here it has counted. */
+	if (pkt->svc && (pkt->ct_flags & CT_SERVICE) && !pkt->dsr)
 		stat_bytes(pkt->svc, pkt->reply ? 0 : skb->len, pkt->reply ? skb->len : 0);
 	if (!pkt->known && watched)
 		emit(skb, pkt, pkt->act);

@@ -110,7 +110,7 @@ func (g *graph) addKubernetes(context.Context) error {
 	g.kube = client
 	deps := kube.Deps{
 		Log: g.log, Metrics: g.health.registry, Client: client,
-		BaseNode: g.baseNode(), Node: g.nodes(), Peers: g.nodes(),
+		BaseNode: g.baseNode(), DSR: g.cfg.Dataplane.DSR(), Node: g.nodes(), Peers: g.nodes(),
 	}
 	if g.network != nil {
 		deps.PodCIDRs = g.network
@@ -133,7 +133,7 @@ func (g *graph) addKubernetes(context.Context) error {
 func (g *graph) configuredPeers() []dataplane.Peer {
 	out := make([]dataplane.Peer, 0, len(g.cfg.Network.Peers))
 	for _, p := range g.cfg.Network.Peers {
-		out = append(out, dataplane.Peer{Name: p.Name, Addrs: p.Addrs, PodCIDRs: p.PodCIDRs, Mode: p.Mode})
+		out = append(out, dataplane.Peer{Name: p.Name, Addrs: p.Addrs, PodCIDRs: p.PodCIDRs, Mode: p.Mode, DSR: p.DSR})
 	}
 	return out
 }

@@ -73,7 +73,7 @@ func viewServices(fronts []dataplane.Frontend) []serviceView {
 		if f.Affinity > 0 {
 			v.Affinity = f.Affinity.String()
 		}
-		for name, on := range map[string]bool{"local": f.Local, "maglev": f.Maglev, "source-ranges": f.Ranges} {
+		for name, on := range map[string]bool{"local": f.Local, "dsr": f.DSR, "maglev": f.Maglev, "source-ranges": f.Ranges} {
 			if on {
 				v.Options = append(v.Options, name)
 			}

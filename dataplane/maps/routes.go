@@ -21,6 +21,10 @@ type Route struct {
 	Next netip.Addr
 	// MAC and SrcMAC are the inner link addresses of a tunnel.
 	MAC, SrcMAC net.HardwareAddr
+	// DSR is the overlay's device by which the node behind takes flows to
+	// answer them itself, and Far that node's end of the overlay; 0: it does not.
+	DSR int
+	Far netip.Addr
 }
 
 // Routes is the trie from range to route.
@@ -34,7 +38,7 @@ func routeKey(p netip.Prefix) bpf.DatapathRouteKey {
 }
 
 func routeValue(r Route) bpf.DatapathRoute {
-	v := bpf.DatapathRoute{Kind: uint32(r.Kind), Oif: uint32(r.IfIndex), Next: AddrOf(r.Next)}
+	v := bpf.DatapathRoute{Kind: uint32(r.Kind), Oif: uint32(r.IfIndex), Next: AddrOf(r.Next), Dsr: uint32(r.DSR), Far: AddrOf(r.Far)}
 	copy(v.Mac[:], r.MAC)
 	copy(v.Smac[:], r.SrcMAC)
 	return v
@@ -83,6 +87,8 @@ func (r Routes) All() (map[netip.Prefix]Route, error) {
 			Next:    ToAddr(v.Next),
 			MAC:     net.HardwareAddr(v.Mac[:]),
 			SrcMAC:  net.HardwareAddr(v.Smac[:]),
+			DSR:     int(v.Dsr),
+			Far:     ToAddr(v.Far),
 		}
 	}
 	return out, nil

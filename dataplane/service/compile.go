@@ -83,6 +83,8 @@ type Entry struct {
 	Affinity time.Duration
 	// Maglev chooses backends by the connection, not at random: MaglevTable.
 	Maglev bool
+	// DSR says that a backend of another node answers clients from outside itself.
+	DSR bool
 	// Local says that only backends of this node are used, and the client's
 	// address is kept.
 	Local bool
@@ -177,6 +179,7 @@ func (c *compiler) port(clusterIP netip.Addr, port corev1.ServicePort) {
 	if spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal {
 		outside = onlyHere
 	}
+	outside.DSR = c.direct(proto)
 	if port.NodePort != 0 {
 		// One wildcard serves both families: the backends must be of the
 		// packet's, so each family has its own unspecified address.

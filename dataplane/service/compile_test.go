@@ -182,3 +182,44 @@ func TestDuplicates(t *testing.T) {
 		t.Errorf("got %v, %v; want %v", got, err, want)
 	}
 }
+
+// TestExternalMode: who answers clients from outside is said by the node and,
+// where the node knows direct return, by the service.
+func TestExternalMode(t *testing.T) {
+	for _, c := range []struct {
+		node, asked string
+		local       bool
+		tcp, udp    bool
+		fault       bool
+	}{
+		{"", ModeDSR, false, false, false, false},
+		{ModeSNAT, "", false, false, false, false},
+		{ModeSNAT, ModeDSR, false, true, true, false},
+		{ModeDSR, "", false, true, true, false},
+		{ModeDSR, ModeSNAT, false, false, false, false},
+		{ModeDSR, "", true, false, false, false},
+		{ModeHybrid, "", false, true, false, false},
+		{ModeDSR, "ipip", false, true, true, true},
+	} {
+		o := object(func(s *corev1.Service) {
+			s.Spec.Type = corev1.ServiceTypeNodePort
+			s.Spec.Ports[0].NodePort, s.Spec.Ports[1].NodePort = 30080, 30053
+			if c.asked != "" {
+				s.Annotations = map[string]string{ExternalMode: c.asked}
+			}
+			if c.local {
+				s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
+			}
+		})
+		entries, err := Compile(o, Node{Name: "here", External: c.node})
+		if (err != nil) != c.fault {
+			t.Errorf("%+v: %v", c, err)
+		}
+		for _, e := range entries {
+			want := e.Frontend.Scope == Outside && (e.Frontend.Proto == TCP && c.tcp || e.Frontend.Proto == UDP && c.udp)
+			if e.DSR != want {
+				t.Errorf("%+v: %s is direct: %t, want %t", c, e.Frontend, e.DSR, want)
+			}
+		}
+	}
+}

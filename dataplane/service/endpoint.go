@@ -13,6 +13,9 @@ import (
 // Node is what decides which backends are near.
 type Node struct {
 	Name, Zone string
+	// External is the mode of flows from outside where a service does not say
+	// it; empty: there is but ModeSNAT.
+	External string
 }
 
 // endpoint is one address and port of a service, with its conditions.

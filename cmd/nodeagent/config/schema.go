@@ -78,6 +78,8 @@ type Peer struct {
 	PodCIDRs []netip.Prefix `yaml:"podCIDRs"`
 	// Mode is native, vxlan or auto (the default).
 	Mode string `yaml:"mode"`
+	// DSR says that the node takes flows from outside that others lead to it.
+	DSR bool `yaml:"dsr"`
 }
 
 // Default returns the configuration of an ordinary node.
