@@ -141,7 +141,7 @@ __noinline int verdict(struct __sk_buff *skb, struct pkt *pkt, int ret)
 	/* What another node leads here it has counted. */
 	if (pkt->svc && (pkt->ct_flags & CT_SERVICE) && !pkt->dsr)
 		stat_bytes(pkt->svc, pkt->reply ? 0 : skb->len, pkt->reply ? skb->len : 0);
-	if (!pkt->known && watched)
+	if (!pkt->known && watched && ct_opens(pkt))
 		emit(skb, pkt, pkt->act);
 	act = send(skb, pkt);
 	if (act == ACT_SHOT)
