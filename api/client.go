@@ -91,6 +91,8 @@ func (c *Client) send(ctx context.Context, method, path string, in any) (*http.R
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return nil, fmt.Errorf("%w: no answer on %s", ErrNoDaemon, c.socket)
+	case errors.Is(err, fs.ErrPermission):
+		return nil, fmt.Errorf("%w to the daemon's socket %s: it takes root", fs.ErrPermission, c.socket)
 	case err != nil:
 		return nil, fmt.Errorf("ask the daemon: %w", err)
 	case resp.StatusCode != http.StatusOK:

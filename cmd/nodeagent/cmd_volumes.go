@@ -7,12 +7,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"path/filepath"
 	"strconv"
-	"strings"
 
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
@@ -157,6 +155,7 @@ func runTransfer(cmd *cobra.Command, verb, file string, q url.Values) error {
 		return err
 	}
 	defer func() { _ = body.Close() }()
+	progress := progressTo(cmd.ErrOrStderr())
 	dec := json.NewDecoder(body)
 	for {
 		var line transferred
@@ -164,21 +163,14 @@ func runTransfer(cmd *cobra.Command, verb, file string, q url.Values) error {
 			return fmt.Errorf("%s: the daemon ended before it was done: %w", verb, err)
 		}
 		if !line.End {
-			drawTransfer(cmd.ErrOrStderr(), line)
+			drawBar(progress, line.Done, line.Total, units.BytesSize(float64(line.Done))+" of "+units.BytesSize(float64(line.Total)))
 			continue
 		}
-		_, _ = fmt.Fprint(cmd.ErrOrStderr(), "\r\x1b[K")
+		clearBar(progress)
 		if line.Error != "" {
 			return errors.New(line.Error)
 		}
 		_, err := fmt.Fprintln(cmd.OutOrStdout(), line.ID)
 		return err
 	}
-}
-
-func drawTransfer(w io.Writer, line transferred) {
-	const width = 30
-	full := int(line.Done * width / max(line.Total, 1))
-	_, _ = fmt.Fprintf(w, "\r\x1b[K[%s%s] %s of %s", strings.Repeat("=", full), strings.Repeat(" ", width-full),
-		units.BytesSize(float64(line.Done)), units.BytesSize(float64(line.Total)))
 }

@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -91,7 +90,7 @@ func imagesCommand() *cobra.Command {
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return pullImage(cmd.Context(), client(cmd), args[0], cmd.OutOrStdout(), cmd.ErrOrStderr())
+			return pullImage(cmd.Context(), client(cmd), args[0], cmd.OutOrStdout(), progressTo(cmd.ErrOrStderr()))
 		},
 	}
 	cmd.AddCommand(pull, showCommand("pulls", "Show pulls under way and recent ones", "/v1/images/pulls", pullsTable))
@@ -121,20 +120,20 @@ func pullImage(ctx context.Context, c *api.Client, ref string, out, progress io.
 	for {
 		select {
 		case err := <-done:
-			_, clearErr := fmt.Fprint(progress, "\r\x1b[K")
+			clearBar(progress)
 			if err != nil {
 				return err
 			}
 			_, err = fmt.Fprintln(out, pulled.ID)
-			return errors.Join(err, clearErr)
+			return err
 		case <-tick.C:
-			drawBar(ctx, c, ref, progress)
+			drawPull(ctx, c, ref, progress)
 		}
 	}
 }
 
-// drawBar draws the pull that is under way; what cannot be asked is not drawn.
-func drawBar(ctx context.Context, c *api.Client, ref string, w io.Writer) {
+// drawPull draws the pull that is under way; what cannot be asked is not drawn.
+func drawPull(ctx context.Context, c *api.Client, ref string, w io.Writer) {
 	var pulls []image.Progress
 	if c.Get(ctx, "/v1/images/pulls", &pulls) != nil {
 		return
@@ -143,11 +142,8 @@ func drawBar(ctx context.Context, c *api.Client, ref string, w io.Writer) {
 		if !p.Ended.IsZero() || !strings.HasSuffix(p.Ref, ref) && !strings.Contains(p.Ref, ref) {
 			continue
 		}
-		const width = 30
-		full := int(p.Percent / 100 * width)
-		_, _ = fmt.Fprintf(w, "\r\x1b[K[%s%s] %3.0f%%  %s of %s  %s/s  %s", strings.Repeat("=", full), strings.Repeat(" ", width-full),
-			p.Percent, units.HumanSize(float64(p.Fetched)), units.HumanSize(float64(p.Total)),
-			units.HumanSize(float64(p.BytesPerSecond)), p.Stage)
+		drawBar(w, p.Fetched, p.Total, fmt.Sprintf("%3.0f%%  %s of %s  %s/s  %s", p.Percent, units.HumanSize(float64(p.Fetched)),
+			units.HumanSize(float64(p.Total)), units.HumanSize(float64(p.BytesPerSecond)), p.Stage))
 		return
 	}
 }

@@ -137,10 +137,11 @@ func stay(ctx context.Context, o *options, demo bool) (retErr error) {
 			return err
 		}
 	}
+	// Said first: who waits until it is ready prints what was said.
+	o.Progress.Say("\nUp after %.0f s. Use it with\n  export KUBECONFIG=%s\nCtrl-C, or `make stop`, ends it.", o.Progress.Elapsed().Seconds(), c.Kubeconfig)
 	if err := c.MarkReady(); err != nil {
 		return err
 	}
-	o.Progress.Say("\nUp after %.0f s. Use it with\n  export KUBECONFIG=%s\nCtrl-C, or `make stop`, ends it.", o.Progress.Elapsed().Seconds(), c.Kubeconfig)
 	<-ctx.Done()
 	o.Progress.Say("")
 	return nil
