@@ -14,6 +14,8 @@ TAGS    := grpcnotrace
 COMMANDS = $(notdir $(wildcard cmd/nodeagent*))
 # What the cluster of `make run` and of the black-box tests is made with; static, for web goes into an image.
 HARNESS = go run ./packaging/build --storage bin/storage.yaml && cd tests/e2e && CGO_ENABLED=0 go build -o ../../bin/ ./cmd/cluster ./cmd/web ./cmd/foreigncsi
+# How long one package's tests may take: several times what they do here, for machines that are slower.
+PATIENCE = -timeout 40m
 export PATH := $(TOOLS):$(PATH)
 
 .PHONY: help
@@ -52,17 +54,17 @@ test: deps check-generate lint test-unit test-root test-e2e test-conformance ## 
 
 .PHONY: test-unit
 test-unit: ## run the tests that need no root
-	go test -skip '^(Test|Fuzz)Root' ./...
-	cd tests/oracle && go test ./...
+	go test $(PATIENCE) -skip '^(Test|Fuzz)Root' ./...
+	cd tests/oracle && go test $(PATIENCE) ./...
 
 .PHONY: test-root
 test-root: ## run the tests that need root, each in namespaces of its own
-	go test -run '^(Test|Fuzz)Root' ./...
+	go test $(PATIENCE) -run '^(Test|Fuzz)Root' ./...
 
 .PHONY: test-e2e
 test-e2e: build ## run the black-box tests on a real one-node cluster (root)
 	@$(HARNESS)
-	cd tests/e2e && go test -timeout 20m $(if $(RUN),-run '$(RUN)') -v ./...
+	cd tests/e2e && go test $(PATIENCE) $(if $(RUN),-run '$(RUN)') -v ./...
 
 # What Kubernetes' own tests say within minutes: all of the network's, and the node's that do not wait for the clock.
 QUICK = \[sig-network\].*\[Conformance\]|\[sig-node\] (Downward|Containers|Variable|Security|Sysctls|ConfigMap|Secrets|Ephemeral|RuntimeClass|ImageVolume).*\[Conformance\]

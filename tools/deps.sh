@@ -160,31 +160,53 @@ compile() { # component version directory: into a directory beside it, renamed w
   rm -rf "$3" && mv "$part" "$3"
 }
 
-# Runs a command in the background, shows how long it has been at it, and on failure its log's end.
+# Whether a log tells of what may pass by itself: a proxy's hiccup, a lock that somebody holds.
+passing() { # log
+  grep -qE 'dial tcp|i/o timeout|TLS handshake|connection (reset|refused|timed out)|unexpected EOF|stream error|no such host|server misbehaving|[ :](429|50[0-9])[ :]|Temporary failure|Could not get lock|Unable to (acquire|lock)|Failed to fetch|Hash Sum mismatch' "$1"
+}
+
+# Runs a command in the background, shows how long it has been at it, and on failure its log's end. Tries again what may
+# pass by itself. Called bare: where its failure is asked for, bash lets the command go on after a fault.
 attend() { # label log command...
-  local label=$1 log=$2 pid t0=$SECONDS rc=0 shown=0 d
+  local label=$1 log=$2 pid t0=$SECONDS rc shown=0 d try
   shift 2
-  ("$@") </dev/null >"$log" 2>&1 &
-  pid=$!
-  while kill -0 "$pid" 2>/dev/null; do
-    d=$((SECONDS - t0))
-    if [ -t 2 ]; then
-      printf '\r\033[Kdeps: %s … %d s' "$label" "$d" >&2
-    elif [ $((d / 30)) -gt "$shown" ]; then
-      shown=$((d / 30))
-      say "$label … $d s"
-    fi
-    sleep 0.2
+  for try in 1 2 3; do
+    ("$@") </dev/null >"$log" 2>&1 &
+    pid=$! rc=0
+    while kill -0 "$pid" 2>/dev/null; do
+      d=$((SECONDS - t0))
+      if [ -t 2 ]; then
+        printf '\r\033[Kdeps: %s … %d s' "$label" "$d" >&2
+      elif [ $((d / 30)) -gt "$shown" ]; then
+        shown=$((d / 30))
+        say "$label … $d s"
+      fi
+      sleep 0.2
+    done
+    wait "$pid" || rc=$?
+    [ -t 2 ] && printf '\r\033[K' >&2
+    if [ "$rc" = 0 ] || [ "$try" = 3 ] || ! passing "$log"; then break; fi
+    say "$label failed (exit $rc) with what may pass; trying again: $(tail -n 1 "$log")"
+    sleep $((try * 10))
   done
-  wait "$pid" || rc=$?
-  [ -t 2 ] && printf '\r\033[K' >&2
   d=$((SECONDS - t0))
   if [ "$rc" != 0 ]; then
     say "$label FAILED after $d s (exit $rc); the end of $log:"
     tail -n 25 "$log" | sed 's/^/    /' >&2
+    space
     return "$rc"
   fi
   say "$label done in $d s"
+}
+
+# Says when the disk is so full that a build may fail for it.
+space() {
+  local dir free
+  for dir in "$cache" "$(go env GOCACHE)" "$(go env GOMODCACHE)"; do
+    while [ ! -d "$dir" ]; do dir=$(dirname "$dir"); done
+    free=$(df --output=avail -BG "$dir" | tail -n 1 | tr -dc 0-9)
+    if [ "$free" -lt 15 ]; then say "only $free GB are free for $dir; everything from nothing takes up to 15"; fi
+  done
 }
 
 apt_missing() {
@@ -196,7 +218,9 @@ apt_missing() {
 
 apt_install() {
   export DEBIAN_FRONTEND=noninteractive
-  apt-get update && apt-get install -y --no-install-recommends "$@"
+  local o=(-o Acquire::Retries=3 -o DPkg::Lock::Timeout=600)
+  apt-get "${o[@]}" update || echo "some lists are old; what is missing may be in the others"
+  apt-get "${o[@]}" install -y --no-install-recommends "$@"
 }
 
 debian() {
@@ -214,21 +238,40 @@ debian() {
 newer_criu() {
   local d=$cache/criu-trixie o
   criu check >/dev/null 2>&1 && return
-  if ! [ -x "$d/criu" ]; then
-    rm -rf "$d.part" && mkdir -p "$d.part"/{lists/partial,etc}
-    printf '%s\n' 'Types: deb' 'URIs: http://deb.debian.org/debian' 'Suites: trixie' 'Components: main' \
-      'Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg' >"$d.part/etc/trixie.sources"
-    o=(-q -o Dir::Etc::sourcelist=/dev/null -o "Dir::Etc::sourceparts=$d.part/etc" -o "Dir::State::lists=$d.part/lists"
-      -o "Dir::Cache=$d.part" -o APT::Sandbox::User=root)
-    apt-get "${o[@]}" update
-    (cd "$d.part" && apt-get "${o[@]}" download criu libc6 && for o in *.deb; do dpkg -x "$o" root; done)
-    printf '%s\n' '#!/bin/sh' "r=$d/root; l=usr/lib/x86_64-linux-gnu" \
-      'exec "$r/$l/ld-linux-x86-64.so.2" --library-path "$r/$l:/lib/x86_64-linux-gnu:/$l" "$r/usr/sbin/criu" "$@"' >"$d.part/criu"
-    chmod +x "$d.part/criu"
-    rm -rf "$d" "$d.part"/{lists,etc,*.deb,*.bin} && mv "$d.part" "$d"
-  fi
-  "$d/criu" check
-  enter "$d" criu
+  [ -x "$d/criu" ] || fetch_criu "$d" || return
+  "$d/criu" check && enter "$d" criu
+}
+
+fetch_criu() { # directory; every step says whether it worked, for the caller goes on without it
+  local part=$1.part o
+  rm -rf "$part" && mkdir -p "$part"/{lists/partial,etc,root} || return
+  printf '%s\n' 'Types: deb' 'URIs: http://deb.debian.org/debian' 'Suites: trixie' 'Components: main' \
+    'Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg' >"$part/etc/trixie.sources"
+  o=(-q -o Dir::Etc::sourcelist=/dev/null -o "Dir::Etc::sourceparts=$part/etc" -o "Dir::State::lists=$part/lists"
+    -o "Dir::Cache=$part" -o APT::Sandbox::User=root -o Acquire::Retries=3)
+  apt-get "${o[@]}" update && (cd "$part" && apt-get "${o[@]}" download criu libc6) || return
+  for o in "$part"/*.deb; do dpkg -x "$o" "$part/root" || return; done
+  printf '%s\n' '#!/bin/sh' "r=$1/root; l=usr/lib/x86_64-linux-gnu" \
+    'exec "$r/$l/ld-linux-x86-64.so.2" --library-path "$r/$l:/lib/x86_64-linux-gnu:/$l" "$r/usr/sbin/criu" "$@"' >"$part/criu"
+  chmod +x "$part/criu" && rm -rf "$1" "$part"/{lists,etc,*.deb,*.bin} && mv "$part" "$1"
+}
+
+# What `go test` will want from the module proxy, fetched here, where it is tried again.
+modules() {
+  local m
+  for m in . tests/e2e tests/oracle; do
+    cd "$top/$m"
+    GOFLAGS=-mod=readonly GOWORK=off go list -deps -test ./... >/dev/null
+  done
+}
+
+fetch_modules() {
+  local now mods
+  mods=$(go env GOMODCACHE)
+  now=$(cat "$top"/{,tests/e2e/,tests/oracle/}go.sum | sha256sum | cut -c1-16)
+  [ -d "$mods/cache" ] && [ "$(cat "$mods/.nodeagent-modules" 2>/dev/null)" = "$now" ] && return
+  attend "Go modules" "$cache/log/modules.log" modules
+  echo "$now" >"$mods/.nodeagent-modules"
 }
 
 list() {
@@ -258,6 +301,7 @@ main() {
   local todo=() wanted=("$@") v d i=0 built=0
   if [ $# = 0 ]; then
     debian
+    fetch_modules
     newer_criu >"$cache/log/criu.log" 2>&1 || say "CRIU does not work on this kernel, checkpoints are tested as refused: $cache/log/criu.log"
     for c in $(names); do case $on_demand in *" $c "*) ;; *) wanted+=("$c") ;; esac; done
   fi
@@ -267,6 +311,7 @@ main() {
     d=$(place "$c" "$v")
     if made "$d" "$(field "$c" 4)"; then enter "$d" "$(field "$c" 4)"; else todo+=("$c|$v|$d"); fi
   done
+  [ "${#todo[@]}" = 0 ] || space
   for c in "${todo[@]}"; do
     IFS='|' read -r c v d <<<"$c"
     i=$((i + 1))
