@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -205,6 +206,16 @@ func TestReopenedLog(t *testing.T) {
 func mustRead(t *testing.T, path string) []byte {
 	t.Helper()
 	data, err := node.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+// mustReadLog reads the runtime's own log.
+func mustReadLog(t *testing.T) []byte {
+	t.Helper()
+	data, err := os.ReadFile(node.Runtime.Log)
 	if err != nil {
 		t.Fatal(err)
 	}

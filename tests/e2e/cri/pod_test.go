@@ -31,6 +31,19 @@ type pod struct {
 // newPod runs a sandbox with a directory for logs; change may be nil.
 func newPod(t *testing.T, change func(*runtimeapi.PodSandboxConfig)) *pod {
 	t.Helper()
+	return handledPod(t, "", change)
+}
+
+// newHandledPod is a pod of a runtime handler, whose containers have process namespaces of their own.
+func newHandledPod(t *testing.T, handler string) *pod {
+	t.Helper()
+	return handledPod(t, handler, func(c *runtimeapi.PodSandboxConfig) {
+		c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_CONTAINER
+	})
+}
+
+func handledPod(t *testing.T, handler string, change func(*runtimeapi.PodSandboxConfig)) *pod {
+	t.Helper()
 	name := fmt.Sprintf("pod%d", serial.Add(1))
 	cfg := &runtimeapi.PodSandboxConfig{
 		Metadata:     &runtimeapi.PodSandboxMetadata{Name: name, Uid: "uid-" + name, Namespace: "default"},
@@ -46,7 +59,7 @@ func newPod(t *testing.T, change func(*runtimeapi.PodSandboxConfig)) *pod {
 	if err := node.WriteFile(cfg.LogDirectory+"/.keep", nil); err != nil {
 		t.Fatal(err)
 	}
-	r, err := rs.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg})
+	r, err := rs.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg, RuntimeHandler: handler})
 	if err != nil {
 		t.Fatalf("run sandbox: %v", err)
 	}
