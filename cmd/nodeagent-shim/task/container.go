@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -40,6 +41,8 @@ type container struct {
 	oom   oomFile
 	// entry makes further processes without the OCI runtime; nil when that makes them all.
 	entry *enter.Container
+	// runs is set once the first process is known to be the container's program.
+	runs atomic.Bool
 
 	busy sync.Mutex // held by delete and freeze, which exclude each other
 

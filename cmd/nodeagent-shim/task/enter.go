@@ -49,6 +49,7 @@ func (p *process) enter(ctx context.Context) (retErr error) {
 	if v.state == statePaused || spec.Terminal != p.terminal {
 		return enter.ErrUnable
 	}
+	p.c.awaitProgram(ctx, v.pid)
 	at := enter.Place{Reaper: p.c.s.deps.Reaper, Init: v.pid, State: p.c.rt.Dir(p.c.id)}
 	defer at.Reaper.Starting()()
 	defer func() {

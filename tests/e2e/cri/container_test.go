@@ -114,6 +114,23 @@ func TestExecSync(t *testing.T) {
 	}
 }
 
+// TestExecAtOnce writes to the log of a container that has just been started, as hooks do.
+func TestExecAtOnce(t *testing.T) {
+	p := newPod(t, func(c *runtimeapi.PodSandboxConfig) {
+		c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_CONTAINER
+	})
+	for range 8 {
+		id, cfg := p.start(nil)
+		p.sh(id, "echo from a hook >>/proc/1/fd/1")
+		p.eventually(func() error {
+			if got := p.log(cfg.GetLogPath()); got != "from a hook\n" {
+				return fmt.Errorf("log %q", got)
+			}
+			return nil
+		})
+	}
+}
+
 // logLine is what CRI demands of a line of a log.
 var logLine = regexp.MustCompile(`^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d) (stdout|stderr) [FP] `)
 
