@@ -55,6 +55,7 @@ func (c *Cluster) conformanceImages(ctx context.Context, applets map[string]stri
 // dig or ipcs, its own nc and ip, and a wget that crashes with a timeout (Debian's 1.35, static).
 func (c *Cluster) networkImages(ctx context.Context, base, links, texts map[string]string) ([]image, error) {
 	files, links := maps.Clone(base), maps.Clone(links)
+	files["bin/nmeter"] = files["bin/sh"]
 	files["bin/sh"] = files["bin/bash"] // busybox's prefers its own nc
 	for path, program := range map[string]string{
 		"bin/curl": "/usr/bin/curl", "bin/nc": "/bin/nc.openbsd", "bin/ip": "/sbin/ip",
