@@ -51,23 +51,35 @@ func (o *Options) oneByOne(ctx context.Context, r *lab.Run, p *pods) error {
 	const warmup = 2
 	for i := range o.Pods + warmup {
 		for n, peer := range peers {
-			name := []string{fmt.Sprintf("one-%d-%d", n, i)}
-			up, err := p.create(ctx, node(n), name)
+			up, down, err := p.life(ctx, node(n), usual, fmt.Sprintf("one-%d-%d", n, i))
 			if err != nil {
 				return fmt.Errorf("%s: %w", peer, err)
 			}
-			down, err := p.remove(ctx, name)
-			if err != nil {
+			if i < warmup { // the first one pulls the image
+				continue
+			}
+			r.Area.Duration(GroupReady, ready, peer, up)
+			r.Area.Duration(GroupReady, gone, peer, down)
+			if i%2 == 1 {
+				continue
+			}
+			if up, _, err = p.life(ctx, node(n), bare, fmt.Sprintf("bare-%d-%d", n, i)); err != nil {
 				return fmt.Errorf("%s: %w", peer, err)
 			}
-			if i >= warmup { // the first one pulls the image
-				r.Area.Duration(GroupReady, ready, peer, up)
-				r.Area.Duration(GroupReady, gone, peer, down)
-			}
+			r.Area.Duration(GroupReady, readyBare, peer, up)
 		}
 		r.Progress("one after the other", i+1, o.Pods+warmup)
 	}
 	return nil
+}
+
+// life makes a pod and removes it, and says how long each took.
+func (p *pods) life(ctx context.Context, node string, k kind, name string) (up, down time.Duration, err error) {
+	if up, err = p.create(ctx, node, k, []string{name}); err != nil {
+		return 0, 0, err
+	}
+	down, err = p.remove(ctx, []string{name})
+	return up, down, err
 }
 
 // bursts leaves the pods of the last burst.
@@ -78,7 +90,7 @@ func (o *Options) bursts(ctx context.Context, r *lab.Run, p *pods) error {
 			for j := range o.Burst {
 				names = append(names, fmt.Sprintf("burst-%d-%d-%d", n, i, j))
 			}
-			up, err := p.create(ctx, node(n), names)
+			up, err := p.create(ctx, node(n), usual, names)
 			if err != nil {
 				return fmt.Errorf("%s: %w", peer, err)
 			}

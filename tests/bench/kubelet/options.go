@@ -45,9 +45,10 @@ func groupRest(pods int) string { return fmt.Sprintf("at rest with %d pods", pod
 
 // Figures.
 const (
-	ready  = "create to Ready"
-	gone   = "delete to gone"
-	atRest = "runtime and shims"
+	ready     = "create to Ready"
+	readyBare = "create to Ready, no volume"
+	gone      = "delete to gone"
+	atRest    = "runtime and shims"
 )
 
 func burst(pods int) string     { return fmt.Sprintf("%d at once, all Ready", pods) }
@@ -56,11 +57,14 @@ func burstGone(pods int) string { return fmt.Sprintf("%d at once, all gone", pod
 // peers are the two sides, in the order of the nodes.
 var peers = [2]string{lab.Nodeagent, lab.Containerd}
 
-// Targets are what the issues ask.
+// Targets are what the issues ask. A pod's volumes are looked for at once and then every 300 ms
+// (podAttachAndMountRetryInterval of the kubelet's volume manager), and the token of its account is one: that wait is
+// the same for both, and more than the limit leaves. So pods without a volume are held to the same limit beside.
 func Targets() []figures.Target {
 	us := lab.Nodeagent
 	return []figures.Target{
 		{Name: "create to Ready, median, to containerd's", Of: figures.Ratio(GroupReady, ready, us), Limit: 0.6},
+		{Name: "create to Ready of pods without a volume, median, to containerd's", Of: figures.Ratio(GroupReady, readyBare, us), Limit: 0.6},
 		{Name: "burst of 50 all Ready, to containerd's", Of: figures.Ratio(GroupReady, burst(50), us), Limit: 0.4},
 		{Name: "CPU at rest of daemons and shims, to containerd's", Of: figures.Ratio(groupRest(50), atRest, us), Limit: 0.2},
 	}

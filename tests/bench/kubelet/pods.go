@@ -98,13 +98,13 @@ func (p *pods) await(ctx context.Context, set map[string]bool, names []string, w
 	}
 }
 
-// create makes pods on a node and returns how long it took until all are Ready.
-func (p *pods) create(ctx context.Context, node string, names []string) (time.Duration, error) {
+// create makes pods of a kind on a node and returns how long it took until all are Ready.
+func (p *pods) create(ctx context.Context, node string, k kind, names []string) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	begin := time.Now()
 	for _, name := range names {
-		if _, err := p.client.CoreV1().Pods(namespace).Create(ctx, podOn(node, name), metav1.CreateOptions{}); err != nil {
+		if _, err := p.client.CoreV1().Pods(namespace).Create(ctx, podOn(node, name, k), metav1.CreateOptions{}); err != nil {
 			return 0, fmt.Errorf("create pod: %w", err)
 		}
 	}
@@ -126,11 +126,21 @@ func (p *pods) remove(ctx context.Context, names []string) (time.Duration, error
 	return time.Since(begin), err
 }
 
-func podOn(node, name string) *corev1.Pod {
+// kind is what a pod has beside its container.
+type kind int
+
+const (
+	usual kind = iota // a volume with its account's token, as pods have unless they say otherwise
+	bare              // no volume
+)
+
+func podOn(node, name string, k kind) *corev1.Pod {
+	token := k != bare
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
 		Spec: corev1.PodSpec{
-			NodeSelector: map[string]string{corev1.LabelHostname: node},
+			NodeSelector:                 map[string]string{corev1.LabelHostname: node},
+			AutomountServiceAccountToken: &token,
 			Containers: []corev1.Container{{
 				Name: "main", Image: "registry.local/busybox:1", ImagePullPolicy: corev1.PullIfNotPresent,
 				Command: []string{"sh", "-c", "trap 'exit 0' TERM; sleep 1000000 & wait"},
