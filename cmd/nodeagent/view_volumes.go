@@ -27,7 +27,10 @@ type poolView struct {
 	Path      string `json:"path"`
 	Backend   string `json:"backend"`
 	Available int64  `json:"available"`
-	Error     string `json:"error,omitempty"`
+	// Debt is what its volumes may still ask for: promised and not yet taken, and
+	// copies of what they have in common with snapshots and clones.
+	Debt  int64  `json:"debt,omitempty"`
+	Error string `json:"error,omitempty"`
 }
 
 // volumeView is one volume or snapshot; sizes are in bytes.
@@ -35,11 +38,13 @@ type volumeView struct {
 	ID   string `json:"id"`
 	Name string `json:"name"`
 	Pool string `json:"pool"`
-	// Bytes is the size that was asked for, Allocated what it occupies now, and
-	// Debt what it may still ask of the pool.
+	// Bytes is the size that was asked for, Allocated what it occupies now, Debt
+	// what a volume may still ask of the pool, and Alone what of a snapshot nobody
+	// else has.
 	Bytes     int64     `json:"bytes"`
 	Allocated int64     `json:"allocated,omitempty"`
 	Debt      int64     `json:"debt,omitempty"`
+	Alone     int64     `json:"alone,omitempty"`
 	FSType    string    `json:"fsType,omitempty"`
 	Created   time.Time `json:"created"`
 	Source    string    `json:"source,omitempty"`
@@ -55,7 +60,7 @@ func listVolumes(m *volume.Manager) func(*http.Request) (volumesView, error) {
 	return func(r *http.Request) (volumesView, error) {
 		var v volumesView
 		for _, p := range m.Pools(r.Context()) {
-			view := poolView{Name: p.Name, Path: p.Path, Backend: p.Backend, Available: p.Capacity.Available}
+			view := poolView{Name: p.Name, Path: p.Path, Backend: p.Backend, Available: p.Capacity.Available, Debt: p.Capacity.Debt}
 			if p.Err != nil {
 				view.Error = p.Err.Error()
 			}
@@ -73,7 +78,9 @@ func listVolumes(m *volume.Manager) func(*http.Request) (volumesView, error) {
 			v.Volumes = append(v.Volumes, view)
 		}
 		for _, s := range m.Snapshots() {
-			v.Snapshots = append(v.Snapshots, viewVolume(s))
+			view := viewVolume(s)
+			view.Allocated, view.Alone = m.Cost(r.Context(), s.ID)
+			v.Snapshots = append(v.Snapshots, view)
 		}
 		return v, nil
 	}
@@ -103,23 +110,23 @@ func volumesCommand() *cobra.Command {
 
 func volumesTable(v volumesView) *table {
 	size := func(n int64) string { return units.BytesSize(float64(n)) }
-	t := &table{header: []string{"POOL", "BACKEND", "AVAILABLE", "PATH", "ERROR"}}
+	t := &table{header: []string{"POOL", "BACKEND", "AVAILABLE", "OWED", "PATH", "ERROR"}}
 	for _, p := range v.Pools {
-		t.add(p.Name, p.Backend, size(p.Available), p.Path, p.Error)
+		t.add(p.Name, p.Backend, size(p.Available), size(p.Debt), p.Path, p.Error)
 	}
 	t.add()
-	t.add("VOLUME", "POOL", "SIZE", "OCCUPIES", "TYPE", "AGE", "SNAPSHOTS", "USED BY", "NAME", "CONDITIONS")
+	t.add("VOLUME", "POOL", "SIZE", "OCCUPIES", "OWED", "TYPE", "AGE", "SNAPSHOTS", "USED BY", "NAME", "CONDITIONS")
 	for _, o := range v.Volumes {
-		t.add(o.ID, o.Pool, size(o.Bytes), size(o.Allocated), o.FSType, age(o.Created), strconv.Itoa(o.Snapshots),
+		t.add(o.ID, o.Pool, size(o.Bytes), size(o.Allocated), size(o.Debt), o.FSType, age(o.Created), strconv.Itoa(o.Snapshots),
 			usedBy(o), o.Name, strings.Join(o.Conditions, ","))
 	}
 	if len(v.Snapshots) == 0 {
 		return t
 	}
 	t.add()
-	t.add("SNAPSHOT", "POOL", "SIZE", "AGE", "OF", "NAME")
+	t.add("SNAPSHOT", "POOL", "SIZE", "OCCUPIES", "ALONE", "AGE", "OF", "NAME")
 	for _, o := range v.Snapshots {
-		t.add(o.ID, o.Pool, size(o.Bytes), age(o.Created), o.Source, o.Name)
+		t.add(o.ID, o.Pool, size(o.Bytes), size(o.Allocated), size(o.Alone), age(o.Created), o.Source, o.Name)
 	}
 	return t
 }

@@ -124,9 +124,10 @@ type Space struct {
 type Usage struct {
 	// Allocated is what it occupies now (shared blocks counted).
 	Allocated int64
-	// Debt is what it may still ask of the pool: promised and not yet taken, or
-	// taken but shared so that a write has to copy.
+	// Debt is what it may still ask of the pool: promised and not yet taken.
 	Debt int64
+	// Shared is what of Allocated others have, too, so that a write has to copy.
+	Shared int64
 }
 
 // Store keeps payloads.
@@ -175,6 +176,13 @@ type Snapshotter interface {
 
 // Range is a piece of a volume's bytes.
 type Range struct{ Offset, Length int64 }
+
+// Sharer is implemented by backends whose objects may have blocks in common.
+type Sharer interface {
+	// Blocks yields where obj's data lies, on one line of addresses for the whole
+	// pool (-1: it has no address), and whether something else has it, too.
+	Blocks(ctx context.Context, obj Object, yield func(r Range, shared bool) bool) error
+}
 
 // Differ is implemented by backends with changed-block metadata.
 type Differ interface {

@@ -59,13 +59,38 @@ func (m *Manager) Describe(ctx context.Context) []Detail {
 			}
 		}
 		if o := m.peek(v.ID); o != nil && o.broken == nil && o.pool.check() == nil {
-			if u, err := o.pool.be.Usage(ctx, m.object(o.pool, o.rec), o.rec.Shared); err == nil {
-				d.Allocated, d.Debt = u.Allocated, u.Debt
-			}
+			d.Allocated, d.Debt = m.measure(ctx, o)
 		}
 		out = append(out, d)
 	}
 	return out
+}
+
+// Cost says what a snapshot occupies, and what of it nobody else has: the pool
+// gets that much back when it goes.
+func (m *Manager) Cost(ctx context.Context, id string) (allocated, alone int64) {
+	o := m.peek(id)
+	if o == nil || o.broken != nil || o.pool.check() != nil {
+		return 0, 0
+	}
+	u, err := o.pool.be.Usage(ctx, m.object(o.pool, o.rec), true)
+	if err != nil {
+		return 0, 0
+	}
+	return u.Allocated, max(u.Allocated-u.Shared, 0)
+}
+
+// measure says what an object occupies and what it may still ask of its pool;
+// nothing when that cannot be said.
+func (m *Manager) measure(ctx context.Context, o *object) (allocated, owed int64) {
+	o.pool.mu.Lock()
+	defer o.pool.mu.Unlock()
+	u, err := m.usage(ctx, o.pool, o.rec)
+	if err != nil {
+		return 0, 0
+	}
+	owed, _ = m.charge(o.rec, u)
+	return u.Allocated, owed
 }
 
 // Finding is something that Fsck does not like.

@@ -56,9 +56,11 @@ func TestRootLedger(t *testing.T) {
 	// Take what the pool still promises, then overwrite: the copies have room.
 	rest := avail() - 8<<20
 	must[Volume](t)(w.m.Create(ctx, CreateRequest{Name: "rest", Required: rest, Capabilities: []Capability{raw}}))
-	_, err = w.m.Snapshot(ctx, SnapshotRequest{Name: "s2", Volume: v.ID})
-	w.want(err, ErrNoSpace)
+	s2 := must[Volume](t)(w.m.Snapshot(ctx, SnapshotRequest{Name: "s2", Volume: v.ID})) // keeps what s keeps: costs nothing
 	over('2')
+	_, err = w.m.Snapshot(ctx, SnapshotRequest{Name: "s3", Volume: v.ID})
+	w.want(err, ErrNoSpace)
+	w.ok(w.m.DeleteSnapshot(ctx, s2.ID))
 	w.ok(w.m.DeleteSnapshot(ctx, s.ID))
 	if a := avail(); a < 200<<20 {
 		t.Errorf("after the snapshot is gone %d bytes are left", a)
@@ -66,6 +68,46 @@ func TestRootLedger(t *testing.T) {
 	w.ok(dev.Close())
 	w.ok(w.m.Unpublish(ctx, v.ID, target))
 	w.ok(w.m.Unstage(ctx, v.ID, stage))
+}
+
+// Of what a volume and its clones have in common, one keeps the blocks that are
+// there: each clone costs its size once, and the first to be overwritten pays.
+func TestRootLedgerOfClones(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld(t, "xfs", 1<<30)
+	raw := Capability{Block: true, Mode: SingleWriter}
+	avail := func() int64 { return must[Capacity](t)(w.m.Capacity(ctx, nil)).Available }
+	costs := func(what string, want int64, do func()) {
+		t.Helper()
+		before := avail()
+		do()
+		w.m.pools["p"].forget() // what was measured is believed for a while
+		if d := before - avail(); d < want-4<<20 || d > want+4<<20 {
+			t.Errorf("%s costs %d MiB, want %d", what, d>>20, want>>20)
+		}
+	}
+	v := must[Volume](t)(w.m.Create(ctx, CreateRequest{Name: "a", Required: 128 << 20, Capabilities: []Capability{raw}}))
+	img := must[*os.File](t)(os.OpenFile(filepath.Join(w.cfg.Pools[0].Path, "v", v.ID, "data.img"), os.O_RDWR, 0))
+	defer func() { _ = img.Close() }()
+	over := func() {
+		must[int](t)(img.WriteAt([]byte(strings.Repeat("x", 128<<20)), 0))
+		w.ok(img.Sync())
+	}
+	over()
+	clone := func(name string) func() {
+		return func() {
+			must[Volume](t)(w.m.Create(ctx, CreateRequest{Name: name, Required: 128 << 20, Capabilities: []Capability{raw}, Source: &SourceRef{Kind: KindVolume, ID: v.ID}}))
+		}
+	}
+	costs("a clone", 128<<20, clone("b"))
+	costs("another", 128<<20, clone("c"))
+	costs("a snapshot of all three's blocks", 128<<20, func() { must[Volume](t)(w.m.Snapshot(ctx, SnapshotRequest{Name: "s", Volume: v.ID})) })
+	costs("a clone while a snapshot keeps them", 128<<20, clone("d"))
+	costs("overwriting what was promised", 0, over)
+	costs("the snapshot's end", -128<<20, func() { w.ok(w.m.DeleteSnapshot(ctx, w.cfg.snapshotID("s"))) })
+	for _, name := range []string{"b", "c", "d"} {
+		costs("the end of "+name, -128<<20, func() { w.ok(w.m.Delete(ctx, w.cfg.volumeID(name))) })
+	}
 }
 
 // A pool filled behind our back: verbs say so, change nothing, and nothing is lost.

@@ -71,7 +71,7 @@ func (m *Manager) debtOf(ctx context.Context, p *pool, r Record) (owed, promised
 	if known, ok := p.debts[r.ID]; ok && (!r.Shared || time.Since(known.at) < debtAge) {
 		return m.charge(r, backend.Usage{Allocated: r.Bytes, Debt: known.bytes})
 	}
-	u, err := p.be.Usage(ctx, m.object(p, r), r.Shared && r.Kind == KindVolume)
+	u, err := m.usage(ctx, p, r)
 	if err != nil {
 		u = backend.Usage{Debt: r.Bytes} // cannot be measured: all of it may come
 	}
@@ -79,6 +79,18 @@ func (m *Manager) debtOf(ctx context.Context, p *pool, r Record) (owed, promised
 		p.debts[r.ID] = debt{u.Debt, time.Now()}
 	}
 	return m.charge(r, u)
+}
+
+// usage measures an object; its debt includes the copies of what it shares. p.mu is
+// held.
+func (m *Manager) usage(ctx context.Context, p *pool, r Record) (backend.Usage, error) {
+	follow := r.Shared && r.Kind == KindVolume
+	u, err := p.be.Usage(ctx, m.object(p, r), follow)
+	if s, ok := p.be.(backend.Sharer); ok && follow && u.Shared > 0 && err == nil {
+		u.Shared, err = m.sharedDebt(ctx, p, s, r.ID)
+	}
+	u.Debt += u.Shared
+	return u, err
 }
 
 func (m *Manager) charge(r Record, u backend.Usage) (owed, promised int64) {
@@ -141,6 +153,7 @@ func (p *pool) forget() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	clear(p.debts)
+	p.shared = nil
 }
 
 // Capacity says what a class with these parameters can still get.

@@ -51,6 +51,8 @@ type pool struct {
 	features backend.Features
 	pending  map[string]int64 // promised to verbs at work
 	debts    map[string]debt  // measured with extents, by object id
+	shared   map[string]int64 // of these, copies of blocks in common; nil: not measured
+	sharedAt time.Time
 }
 
 type debt struct {

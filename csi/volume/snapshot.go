@@ -158,26 +158,32 @@ func (m *Manager) cutAll(ctx context.Context, cuts []*cutting, id string, freeze
 	})
 }
 
-// reserveCut promises what the cut costs: on a pool with reflinks, every block
-// of the source may have to be written a second time; elsewhere it is copied.
+// reserveCut promises what the cut costs: on a pool with reflinks, every block of
+// the source that nobody else keeps may have to be written a second time; elsewhere
+// it is copied.
 func (m *Manager) reserveCut(ctx context.Context, c *cutting) error {
-	need := c.rec.Bytes
-	if d, ok := c.src.pool.be.(backend.Differ); ok {
-		need = 0
-		err := d.Allocated(ctx, m.object(c.src.pool, c.src.rec), 0, func(r backend.Range) bool {
-			need += r.Length
-			return true
-		})
-		if err != nil {
-			return m.spaceError(err)
-		}
+	need, err := m.costOf(ctx, c)
+	if err != nil {
+		return m.spaceError(err)
 	}
-	if c.rec.Params.Thin && c.features.Instant {
-		need = 0 // a thin source was never promised its blocks
-	}
-	unreserve, err := m.reserve(ctx, c.src.pool, c.rec.ID, need, false)
-	c.unreserve = unreserve
+	c.unreserve, err = m.reserve(ctx, c.src.pool, c.rec.ID, need, false)
 	return err
+}
+
+func (m *Manager) costOf(ctx context.Context, c *cutting) (int64, error) {
+	if s, ok := c.src.pool.be.(backend.Sharer); ok && c.features.Instant {
+		return m.costOfCut(ctx, c.src, s)
+	}
+	d, ok := c.src.pool.be.(backend.Differ)
+	if !ok {
+		return c.rec.Bytes, nil
+	}
+	var need int64
+	err := d.Allocated(ctx, m.object(c.src.pool, c.src.rec), 0, func(r backend.Range) bool {
+		need += r.Length
+		return true
+	})
+	return need, err
 }
 
 // cut takes all images while the sources stand still.

@@ -37,6 +37,25 @@ func (b *Backend) Allocated(ctx context.Context, obj backend.Object, offset int6
 	return err
 }
 
+// Blocks yields the written extents; those without an address are at -1.
+func (b *Backend) Blocks(ctx context.Context, obj backend.Object, yield func(r backend.Range, shared bool) bool) error {
+	f, err := os.Open(image(obj))
+	if err != nil {
+		return fmt.Errorf("open image of %s: %w", obj.ID, backend.ErrMissing)
+	}
+	defer func() { _ = f.Close() }()
+	err = mount.Extents(f, 0, func(e mount.Extent) bool {
+		switch {
+		case e.Unwritten:
+			return ctx.Err() == nil
+		case e.Inline:
+			e.Physical = -1
+		}
+		return yield(backend.Range{Offset: e.Physical, Length: e.Length}, e.Shared) && ctx.Err() == nil
+	})
+	return errors.Join(err, ctx.Err())
+}
+
 // Delta yields where target differs from base. With reflinks, two ranges that
 // lie on the same blocks are equal and nothing is read; without, blocks that
 // both hold are compared byte by byte.

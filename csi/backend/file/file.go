@@ -44,6 +44,7 @@ var (
 	_ backend.Backend     = (*Backend)(nil)
 	_ backend.Snapshotter = (*Backend)(nil)
 	_ backend.Differ      = (*Backend)(nil)
+	_ backend.Sharer      = (*Backend)(nil)
 )
 
 // New returns the backend of the pool at root.
@@ -284,7 +285,7 @@ func (b *Backend) Usage(_ context.Context, obj backend.Object, thorough bool) (b
 		if err != nil {
 			return u, err
 		}
-		u.Debt = max(obj.Bytes-ext.Allocated, 0) + ext.Shared
+		u.Debt, u.Shared = max(obj.Bytes-ext.Allocated, 0), ext.Shared
 	}
 	return u, nil
 }
