@@ -125,7 +125,7 @@ bench-docs: ## write what the benchmarks have stored into docs/benchmarks.md and
 	@go run ./tests/bench docs $(ARGS)
 
 .PHONY: package
-package: build ## make the deb, the OCI image archive, the Helm chart and the manifests in dist/
+package: build ## make the deb, the rpm, the OCI image archive, the Helm chart and the manifests in dist/
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) go run ./packaging/build --version $(VERSION) --bin bin --out dist
 
 .PHONY: clean

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command build makes what is released: the Debian package, the OCI image
+// Command build makes what is released: the Debian and RPM packages, the OCI image
 // archive, the Helm chart and the plain manifests. It needs nothing but the built
 // programs; the same programs and version give the same bytes.
 package main
@@ -84,10 +84,12 @@ func epoch(s string) (time.Time, error) {
 // write makes everything and puts it into dir.
 func (r release) write(dir string) error {
 	number := strings.TrimPrefix(r.version, "v")
+	rpmNumber, rpmRelease := rpmVersion(r.version)
 	made := map[string]func() ([]byte, error){
-		fmt.Sprintf("nodeagent_%s_%s.deb", number, r.arch):        r.deb,
-		fmt.Sprintf("nodeagent-%s-%s.oci.tar", r.version, r.arch): r.oci,
-		fmt.Sprintf("nodeagent-chart-%s.tgz", number):             r.chart,
+		fmt.Sprintf("nodeagent-%s-%s.%s.rpm", rpmNumber, rpmRelease, rpmArch(r.arch)): r.rpm,
+		fmt.Sprintf("nodeagent_%s_%s.deb", number, r.arch):                            r.deb,
+		fmt.Sprintf("nodeagent-%s-%s.oci.tar", r.version, r.arch):                     r.oci,
+		fmt.Sprintf("nodeagent-chart-%s.tgz", number):                                 r.chart,
 		"nodeagent.yaml":     func() ([]byte, error) { return r.manifests("host") },
 		"nodeagent-pod.yaml": func() ([]byte, error) { return r.manifests("pod") },
 	}

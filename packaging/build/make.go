@@ -16,10 +16,10 @@ import (
 	"github.com/nodeagent/nodeagent/packaging/render"
 )
 
-// Where the Debian package puts programs.
+// Where the packages put programs.
 const (
-	debBinDir     = "/usr/bin"
-	debLibexecDir = "/usr/libexec/nodeagent"
+	binDir     = "/usr/bin"
+	libexecDir = "/usr/libexec/nodeagent"
 )
 
 // programs are the built programs, in the directories named.
@@ -35,85 +35,9 @@ func (r release) programs(dirs map[string]string) ([]archive.File, error) {
 	return out, nil
 }
 
-func (r release) deb() ([]byte, error) {
-	files, err := r.programs(map[string]string{
-		packaging.Daemon: debBinDir, packaging.Shim: debLibexecDir, packaging.Plugin: packaging.CNIBinDir,
-	})
-	if err != nil {
-		return nil, err
-	}
-	unit, err := packaging.Unit(debBinDir)
-	if err != nil {
-		return nil, err
-	}
-	config, err := packaging.DefaultConfig()
-	if err != nil {
-		return nil, err
-	}
-	dropIns, err := packaging.KubeletDropIns()
-	if err != nil {
-		return nil, err
-	}
-	files = append(files,
-		archive.File{Path: "/lib/systemd/system/nodeagent.service", Data: unit},
-		archive.File{Path: packaging.ConfigPath, Data: config},
-		// Examples: whether this node's kubelet uses nodeagent is a person's choice.
-		archive.File{Path: "/usr/share/doc/nodeagent/kubelet/20-nodeagent.conf", Data: dropIns[packaging.KubeletUnitDropIn]},
-		archive.File{Path: "/usr/share/doc/nodeagent/kubelet/50-nodeagent.conf", Data: dropIns[packaging.KubeletConfigDropIn]},
-		archive.File{Path: "/usr/share/doc/nodeagent/copyright", Data: []byte(copyright)},
-	)
-	return archive.Deb{
-		Name: "nodeagent", Version: strings.TrimPrefix(r.version, "v"), Architecture: r.arch,
-		Maintainer: "nodeagent maintainers <maintainers@nodeagent.dev>", Section: "admin",
-		Homepage:   "https://github.com/nodeagent/nodeagent",
-		Recommends: "containerd (>= 2.1) | containerd.io, runc, e2fsprogs, xfsprogs",
-		Suggests:   "kubelet",
-		Summary:    "runtime, network and volumes of a Kubernetes node",
-		Description: "One daemon that serves the CRI to the kubelet on top of containerd, is the node's\n" +
-			"CNI plugin with an eBPF data path and services, and a CSI driver for local volumes.",
-		Conffiles: []string{packaging.ConfigPath},
-		Scripts:   map[string]string{"postinst": postinst, "prerm": prerm, "postrm": postrm},
-		Files:     files, Time: r.time,
-	}.Write()
-}
-
-const copyright = `Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
-Files: *
-License: Apache-2.0
-Comment: BPF programs are GPL-2.0-only OR BSD-2-Clause.
-`
-
-const postinst = `#!/bin/sh
-set -e
-if [ "$1" = configure ] && [ -d /run/systemd/system ]; then
-	systemctl daemon-reload
-	if [ -z "$2" ]; then
-		systemctl enable nodeagent.service
-		echo "nodeagent: edit /etc/nodeagent/config.yaml, then systemctl start nodeagent"
-	else
-		# Pods, connections and volumes stay over a restart.
-		systemctl try-restart nodeagent.service
-	fi
-fi
-`
-
-const prerm = `#!/bin/sh
-set -e
-if [ "$1" = remove ] && [ -d /run/systemd/system ]; then
-	systemctl disable --now nodeagent.service
-fi
-`
-
-const postrm = `#!/bin/sh
-set -e
-if [ -d /run/systemd/system ]; then
-	systemctl daemon-reload
-fi
-`
-
 func (r release) oci() ([]byte, error) {
 	files, err := r.programs(map[string]string{
-		packaging.Daemon: debBinDir, packaging.Shim: debBinDir, packaging.Plugin: debBinDir,
+		packaging.Daemon: binDir, packaging.Shim: binDir, packaging.Plugin: binDir,
 	})
 	if err != nil {
 		return nil, err
@@ -122,7 +46,7 @@ func (r release) oci() ([]byte, error) {
 	files = append(files, archive.File{Path: "/tmp/.keep", Data: []byte{}})
 	return archive.Image{
 		Ref: r.image + ":" + r.version, Architecture: r.arch, Files: files, Time: r.time,
-		Entrypoint: []string{filepath.Join(debBinDir, packaging.Daemon)},
+		Entrypoint: []string{filepath.Join(binDir, packaging.Daemon)},
 		Env:        []string{"PATH=/usr/bin"},
 		Labels: map[string]string{
 			"org.opencontainers.image.title":    "nodeagent",
