@@ -253,7 +253,7 @@ func TestRootDirectReturnMoves(t *testing.T) {
 		t.Fatalf("got %s, %v; want b", name, err)
 	}
 	x.agent.must(t, "UpdateServices", []service.Object{at(c)}) // y does not know yet
-	for deadline := time.Now().Add(10 * time.Second); ; {
+	for deadline := time.Now().Add(time.Minute); ; {
 		name, err := l.world.askFrom(from, to)
 		if err == nil && name == "c" {
 			break

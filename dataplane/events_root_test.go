@@ -5,6 +5,7 @@ package dataplane
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"sync"
@@ -57,19 +58,17 @@ func (l *labLooks) start(d *Dataplane) {
 	}
 }
 
-// end waits until nothing comes any more, and answers what was seen.
-func (l *labLooks) end() (labSeen, error) {
-	count := func() int {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		return len(l.seen.All) + len(l.seen.Refused)
-	}
-	for before := -1; before != count(); <-time.After(300 * time.Millisecond) {
-		before = count()
-	}
+// soFar are the events until now; the watchers go on.
+func (l *labLooks) soFar() labSeen {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return labSeen{slices.Clone(l.seen.All), slices.Clone(l.seen.Refused)}
+}
+
+func (l *labLooks) end() error {
 	l.stop()
 	l.wg.Wait()
-	return l.seen, errors.Join(l.errs...)
+	return errors.Join(l.errs...)
 }
 
 // TestRootEvents: who looks sees what is refused, and new flows if it asks for
@@ -94,29 +93,33 @@ func TestRootEvents(t *testing.T) {
 		client.reaches(t, "udp", open, true)
 		client.reaches(t, "udp", closed, false)
 		client.reaches(t, "udp", netip.AddrPortFrom(vips(1)[0], 80), false)
-		var seen labSeen
-		if err := h.agent.get("Watched", nil, &seen); err != nil {
-			t.Fatal(err)
-		}
 		has := func(events []observe.Event, to netip.AddrPort, verdict, reason string) bool {
 			return slices.ContainsFunc(events, func(e observe.Event) bool {
 				return e.Flow.Dst == to && e.Flow.Src.Addr() == client.addrs[len(to.Addr().AsSlice())/16] &&
 					e.Reason.Verdict() == verdict && e.Reason.Name == reason && e.Hook == "from_pod"
 			})
 		}
-		for _, events := range [][]observe.Event{seen.All, seen.Refused} {
-			if !has(events, closed, "dropped", "policy_ingress") {
-				t.Errorf("the denied packet is not among %+v", events)
+		var seen labSeen
+		eventually(t, "events", func() error {
+			if err := h.agent.get("Watched", nil, &seen); err != nil {
+				return err
 			}
-			if !has(events, netip.AddrPortFrom(vips(1)[0], 80), "rejected", "rejected") {
-				t.Errorf("the rejected packet is not among %+v", events)
+			for _, events := range [][]observe.Event{seen.All, seen.Refused} {
+				if !has(events, closed, "dropped", "policy_ingress") {
+					return fmt.Errorf("the denied packet is not among %+v", events)
+				}
+				if !has(events, netip.AddrPortFrom(vips(1)[0], 80), "rejected", "rejected") {
+					return fmt.Errorf("the rejected packet is not among %+v", events)
+				}
 			}
-		}
-		if !has(seen.All, open, "forwarded", "local") {
-			t.Errorf("the new flow is not among %+v", seen.All)
-		}
+			if !has(seen.All, open, "forwarded", "local") {
+				return fmt.Errorf("the new flow is not among %+v", seen.All)
+			}
+			return nil
+		})
 		if has(seen.Refused, open, "forwarded", "local") {
 			t.Error("a new flow was told to who did not ask")
 		}
+		h.agent.must(t, "Unwatch", nil)
 	}
 }

@@ -167,7 +167,7 @@ func tail(text string, n int) string {
 func eventually(tb testing.TB, what string, try func() error) {
 	tb.Helper()
 	var err error
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
 		if err = try(); err == nil {
 			return
 		}

@@ -190,7 +190,7 @@ func agentMain() int {
 				if err = json.Unmarshal(c.Args, &node); err == nil && d != nil {
 					err = d.SetNode(ctx, node)
 				}
-			case "Trace", "Frontends", "ServiceStats", "Usage", "Watch", "Watched", "Counters":
+			case "Trace", "Frontends", "ServiceStats", "Usage", "Watch", "Watched", "Unwatch", "Counters":
 				r.Out, err = agentAsk(d, &looks, c)
 			default:
 				err = agentCall(ctx, d, c)
@@ -245,7 +245,9 @@ func agentAsk(d *Dataplane, looks *labLooks, c labCall) (json.RawMessage, error)
 	case "Watch":
 		looks.start(d)
 	case "Watched":
-		out, err = looks.end()
+		out = looks.soFar()
+	case "Unwatch":
+		err = looks.end()
 	case "Frontends":
 		out, err = d.Frontends()
 	case "Counters":

@@ -17,7 +17,12 @@ import (
 	"time"
 )
 
-const dialTimeout = 3 * time.Second
+const (
+	// dialTimeout is how long who has to be answered may wait: machines are slow.
+	dialTimeout = 15 * time.Second
+	// briefly is how long who must not be answered is listened for.
+	briefly = time.Second
+)
 
 // serve answers on a port of addresses of the namespace: TCP and UDP begin with
 // a line that says who serves whom; TCP then echoes. UDP needs the addresses:
@@ -143,12 +148,24 @@ func askMain() int {
 // ask connects from the namespace and returns the server's first line: its
 // name, and the address it saw.
 func (n netns) ask(network string, to netip.AddrPort) (name, saw string, err error) {
+	return n.askWithin(dialTimeout, network, to)
+}
+
+// silent asks where nobody shall answer; an error says who did.
+func (n netns) silent(network string, to netip.AddrPort) error {
+	if name, saw, err := n.askWithin(briefly, network, to); err == nil {
+		return fmt.Errorf("%s answers %s at %s", name, saw, to)
+	}
+	return nil
+}
+
+func (n netns) askWithin(timeout time.Duration, network string, to netip.AddrPort) (name, saw string, err error) {
 	err = n.do(func() error {
-		c, err := net.DialTimeout(network, to.String(), dialTimeout)
+		c, err := net.DialTimeout(network, to.String(), timeout)
 		if err != nil {
 			return err
 		}
-		name, saw, err = hello(c)
+		name, saw, err = helloWithin(timeout, c)
 		return err
 	})
 	return name, saw, err
@@ -171,9 +188,11 @@ func (n netns) askFrom(from, to netip.AddrPort) (name string, err error) {
 func dial(network, to string) (net.Conn, error) { return net.DialTimeout(network, to, dialTimeout) }
 
 // hello reads the server's first line.
-func hello(c net.Conn) (name, saw string, err error) {
-	defer c.Close()                            //nolint:errcheck // all is said
-	c.SetDeadline(time.Now().Add(dialTimeout)) //nolint:errcheck // a socket has deadlines
+func hello(c net.Conn) (name, saw string, err error) { return helloWithin(dialTimeout, c) }
+
+func helloWithin(timeout time.Duration, c net.Conn) (name, saw string, err error) {
+	defer c.Close()                        //nolint:errcheck // all is said
+	c.SetDeadline(time.Now().Add(timeout)) //nolint:errcheck // a socket has deadlines
 	if _, err := fmt.Fprintln(c, "hello"); err != nil {
 		return "", "", err
 	}

@@ -111,7 +111,7 @@ func talkMain() int {
 func (k *talk) until(tb testing.TB, want ...string) {
 	tb.Helper()
 	var got string
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
 		if got = k.say(tb); slices.Contains(want, got) {
 			return
 		}

@@ -195,8 +195,8 @@ func TestRootServiceFollows(t *testing.T) {
 	update(c.target())
 	ask("c")
 	h.agent.must(t, "DeleteServices", []types.NamespacedName{{Namespace: "default", Name: "s"}})
-	if _, _, err := a.ask("tcp", netip.AddrPortFrom(vips(1)[0], 80)); err == nil {
-		t.Error("a deleted service answers")
+	if err := a.silent("tcp", netip.AddrPortFrom(vips(1)[0], 80)); err != nil {
+		t.Errorf("a deleted service: %v", err)
 	}
 }
 
@@ -244,7 +244,7 @@ func TestRootUDPLeaves(t *testing.T) {
 		t.Fatalf("%s answers, want b", got)
 	}
 	h.agent.must(t, "UpdateServices", []service.Object{newService("s", vips(1), 8080, c.target())})
-	for deadline := time.Now().Add(10 * time.Second); ask() != "c"; {
+	for deadline := time.Now().Add(time.Minute); ask() != "c"; {
 		if time.Now().After(deadline) {
 			t.Fatal("the flow stays with the backend that was removed")
 		}

@@ -132,7 +132,7 @@ func TestSocketsRefuse(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), slower*10*time.Second)
 			defer cancel()
 			err := tt.call(ctx)
 			if got := status.Code(err); got != tt.want {
@@ -212,7 +212,7 @@ func TestLocalAPIRefuses(t *testing.T) {
 func TestSecondInstance(t *testing.T) {
 	onlyNodeagent(t)
 	n := shared.Nodes[0]
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), slower*20*time.Second)
 	defer cancel()
 	_, err := n.Run(ctx, filepath.Join(shared.Bin, "nodeagent"), "run", "--config", "/etc/nodeagent/config.yaml")
 	if err == nil || ctx.Err() != nil {

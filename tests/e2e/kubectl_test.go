@@ -26,7 +26,7 @@ import (
 // command prepares a kubectl that the test speaks with.
 func command(t *testing.T, ns string, args ...string) *exec.Cmd {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), slower*40*time.Second)
 	t.Cleanup(cancel)
 	return shared.KubectlCommand(ctx, append([]string{"-n", ns}, args...)...)
 }
@@ -269,14 +269,14 @@ func TestDelete(t *testing.T) {
 	})
 	begun := time.Now()
 	kubectl(t, ns, "delete", "pod", "polite", "--grace-period=30")
-	if d := time.Since(begun); d > 15*time.Second {
+	if d := time.Since(begun); d > 25*time.Second {
 		t.Errorf("a pod that ends by itself took %s", d)
 	}
 	_ = logs.Wait()
 	has(t, "last words", said.String(), "bye")
 	begun = time.Now()
 	kubectl(t, ns, "delete", "pod", "stubborn", "--grace-period=2")
-	if d := time.Since(begun); d < 2*time.Second || d > 20*time.Second {
+	if d := time.Since(begun); d < 2*time.Second || d > slower*20*time.Second {
 		t.Errorf("a pod that does not end by itself, with 2 s of grace, took %s", d)
 	}
 }

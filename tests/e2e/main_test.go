@@ -101,10 +101,13 @@ func onlyNodeagent(t *testing.T) {
 	}
 }
 
+// slower is how much longer than on the machine that wrote them the tests may take.
+const slower = 3
+
 // eventually waits for cond; what it said last is the failure's reason.
 func eventually(t *testing.T, within time.Duration, cond func(context.Context) error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), within)
+	ctx, cancel := context.WithTimeout(t.Context(), slower*within)
 	defer cancel()
 	if err := cluster.WaitFor(ctx, cond); err != nil {
 		t.Fatal(err)

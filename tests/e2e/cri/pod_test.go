@@ -133,7 +133,7 @@ func (p *pod) exited(id string) *runtimeapi.ContainerStatus {
 
 func (p *pod) eventually(cond func() error) {
 	p.t.Helper()
-	ctx, cancel := context.WithTimeout(p.t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(p.t.Context(), 2*time.Minute)
 	defer cancel()
 	if err := cluster.WaitFor(ctx, func(context.Context) error { return cond() }); err != nil {
 		p.t.Fatal(err)
