@@ -182,6 +182,52 @@ func TestRootOOMKilled(t *testing.T) {
 	}
 }
 
+// TestRootOOMKilledChild has a process killed that is not the container's first.
+func TestRootOOMKilledChild(t *testing.T) {
+	r := newRig(t)
+	pod := r.pod("greedy")
+	sb := r.runPod(pod)
+	for code, want := range map[int]string{0: "Completed", 3: "OOMKilled"} {
+		cfg := r.shell(fmt.Sprintf("c%d", code), fmt.Sprintf("dd if=/dev/zero of=/dev/null bs=200M count=1; echo $?; while [ ! -e /go ]; do sleep 0.02; done; exit %d", code))
+		cfg.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 32 << 20, MemorySwapLimitInBytes: 32 << 20}
+		id := r.run(sb, pod, cfg)
+		r.eventually("the child is killed", func() bool { return strings.Contains(r.output(cfg.Metadata.Name), "137\n") })
+		if st := r.status(id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+			t.Fatalf("the container does not go on: %v", st)
+		}
+		if n := r.metric(id, "container_oom_events_total"); n != 1 {
+			t.Errorf("%d kills are counted while it runs", n)
+		}
+		if _, err := r.rt.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"touch", "/go"}, Timeout: 20}); err != nil {
+			t.Fatal(err)
+		}
+		st := r.exited(id)
+		if st.ExitCode != int32(code) || st.Reason != want || !strings.HasSuffix(st.Message, "for want of memory: 1") {
+			t.Errorf("status %v, want reason %s", st, want)
+		}
+	}
+}
+
+// metric is a container's value of a metric.
+func (r *rig) metric(id, name string) uint64 {
+	r.t.Helper()
+	m, err := r.rt.ListPodSandboxMetrics(r.t.Context(), &runtimeapi.ListPodSandboxMetricsRequest{})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for _, p := range m.PodMetrics {
+		for _, c := range p.ContainerMetrics {
+			for _, v := range c.Metrics {
+				if c.ContainerId == id && v.Name == name {
+					return v.Value.GetValue()
+				}
+			}
+		}
+	}
+	r.t.Fatalf("container %s has no %s", id, name)
+	return 0
+}
+
 func TestRootLogRotation(t *testing.T) {
 	r := newRig(t)
 	pod := r.pod("rotated")

@@ -38,12 +38,12 @@ func cgroupOf(pid uint32) string {
 	return unified
 }
 
-// oomKilled tells whether the kernel killed a process of the cgroup for want
+// oomKills counts the processes of the cgroup that the kernel killed for want
 // of memory. The counter is read rather than an event awaited: it cannot come
 // too late.
-func oomKilled(cgroup string) bool {
+func oomKills(cgroup string) uint64 {
 	if cgroup == "" {
-		return false
+		return 0
 	}
 	for _, file := range []string{
 		filepath.Join(cgroupRoot, cgroup, "memory.events"),                // v2
@@ -57,9 +57,21 @@ func oomKilled(cgroup string) bool {
 			f := strings.Fields(string(line))
 			if len(f) == 2 && f[0] == "oom_kill" {
 				n, err := strconv.ParseUint(f[1], 10, 64)
-				return err == nil && n > 0
+				if err != nil {
+					return 0
+				}
+				return n
 			}
 		}
 	}
-	return false
+	return 0
+}
+
+// oomMessage says what the reason leaves open: whether it was the first process
+// that was killed, or others beside or before its own end.
+func oomMessage(kills uint64) string {
+	if kills == 0 {
+		return ""
+	}
+	return fmt.Sprintf("processes killed by the kernel for want of memory: %d", kills)
 }

@@ -75,7 +75,7 @@ func (m *Manager) exited(ctx context.Context, l *life, exit containerd.Exit) err
 		m.end(l)
 		return nil
 	}
-	oom := oomKilled(c.Cgroup) // the cgroup goes with the task
+	kills := oomKills(c.Cgroup) // the cgroup goes with the task
 	last, err := m.deps.Containerd.DeleteTask(ctx, l.id)
 	switch {
 	case err == nil && exit.Code == store.ExitUnknown:
@@ -94,7 +94,7 @@ func (m *Manager) exited(ctx context.Context, l *life, exit containerd.Exit) err
 	done, err := m.deps.Store.Containers.Update(l.id, func(c *store.Container) error {
 		c.State, c.ExitCode, c.FinishedAt = store.ContainerExited, int32(exit.Code), finished(exit.At, c.StartedAt) //nolint:gosec // codes fit a byte
 		c.PID = 0
-		c.Reason = reason(exit.Code, oom)
+		c.Reason, c.Message = reason(exit.Code, kills > 0), oomMessage(kills)
 		return nil
 	})
 	if err != nil {
