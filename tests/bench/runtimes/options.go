@@ -120,13 +120,13 @@ func (w *words) Set(list string) error {
 }
 
 // start starts the nodes and connects to their runtimes; the last is the base.
-func (o *Options) start(ctx context.Context, r *lab.Run, args ...string) (_ []*peer, stop func() error, retErr error) {
+func (o *Options) start(ctx context.Context, r *lab.Run, args ...string) (_ []*peer, _ func() error, retErr error) {
 	l, err := lab.Start(ctx, r.Config, "bench", "runtimes", args...)
 	if err != nil {
 		return nil, nil, err
 	}
 	var peers []*peer
-	stop = func() error {
+	end := func() error {
 		var errs []error
 		for _, p := range peers {
 			errs = append(errs, p.conn.Close())
@@ -135,7 +135,7 @@ func (o *Options) start(ctx context.Context, r *lab.Run, args ...string) (_ []*p
 	}
 	defer func() {
 		if retErr != nil {
-			retErr = errors.Join(retErr, stop())
+			retErr = errors.Join(retErr, end())
 		}
 	}()
 	for _, p := range o.peers(l) {
@@ -152,7 +152,7 @@ func (o *Options) start(ctx context.Context, r *lab.Run, args ...string) (_ []*p
 		}
 		peers = append(peers, p)
 	}
-	return peers, stop, nil
+	return peers, end, nil
 }
 
 // other is the other OCI runtime; empty when there is none.

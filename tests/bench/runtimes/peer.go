@@ -4,6 +4,7 @@ package runtimes
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -55,12 +56,12 @@ func (p *peer) connect(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("connect to %s: %w", p.name, err)
 	}
-	p.conn = conn
 	p.runtime = runtimeapi.NewRuntimeServiceClient(conn)
 	p.images = runtimeapi.NewImageServiceClient(conn)
 	if _, err := p.runtime.Version(ctx, &runtimeapi.VersionRequest{}, grpc.WaitForReady(true)); err != nil {
-		return fmt.Errorf("ask %s for its version: %w", p.name, err)
+		return errors.Join(fmt.Errorf("ask %s for its version: %w", p.name, err), conn.Close())
 	}
+	p.conn = conn
 	return nil
 }
 
