@@ -196,6 +196,15 @@ func TestRootNRIFailures(t *testing.T) {
 				}
 			}
 			r.eventually("the plugin is left out", func() bool { return r.server.Plugins() == 0 })
+			s := r.server.NRI()
+			if len(s.Failures) != 1 || s.Plugins != 0 || s.Socket != r.cfg.NRI.Socket {
+				t.Errorf("status %+v", s)
+			}
+			for _, f := range s.Failures {
+				if f.Count < 1 || f.Last == "" || f.At.IsZero() {
+					t.Errorf("failure %+v", f)
+				}
+			}
 		})
 	}
 }

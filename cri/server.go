@@ -301,6 +301,9 @@ func (s *Server) Waiting() error {
 // Plugins counts the NRI plugins that are connected and synchronized.
 func (s *Server) Plugins() int { return s.plugins.Plugins() }
 
+// NRI says how the plugins are; nil when their interface is off.
+func (s *Server) NRI() *nri.Status { return s.plugins.Status() }
+
 // Images is the image service, for the daemon's own tools.
 func (s *Server) Images() *image.Service { return s.images }
 

@@ -4,14 +4,20 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"maps"
+	"os"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/nodeagent/nodeagent/api"
 	"github.com/nodeagent/nodeagent/cmd/nodeagent/config"
 	"github.com/nodeagent/nodeagent/cmd/nodeagent/doctor"
+	"github.com/nodeagent/nodeagent/cri/nri"
 )
 
 func doctorCommand() *cobra.Command {
@@ -63,7 +69,31 @@ func doctorDaemon(cmd *cobra.Command) []doctor.Finding {
 			out = append(out, doctor.Finding{Check: "daemon: " + c.Part, Level: doctor.Fail, Detail: c.Message})
 		}
 	}
-	return append(out, doctorLeaks(cmd)...)
+	return append(append(out, doctorNRI(s.NRI)...), doctorLeaks(cmd)...)
+}
+
+// doctorNRI judges what the daemon says of its plugins.
+func doctorNRI(s *nri.Status) []doctor.Finding {
+	if s == nil {
+		return nil
+	}
+	out := []doctor.Finding{{Check: "nri", Level: doctor.OK, Detail: fmt.Sprintf("%d plugins connected", s.Plugins)}}
+	if s.Socket != "" {
+		if info, err := os.Stat(s.Socket); err != nil || info.Mode()&os.ModeSocket == 0 {
+			out[0] = doctor.Finding{
+				Check: "nri", Level: doctor.Warn, Detail: "no socket at " + s.Socket,
+				Hint: "plugins cannot connect: another runtime has removed it; restart nodeagent",
+			}
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Failures)) {
+		f := s.Failures[name]
+		out = append(out, doctor.Finding{
+			Check: "nri: " + name, Level: doctor.Warn, Detail: fmt.Sprintf("failed %d times, last %s: %s", f.Count, f.At.Format(time.RFC3339), f.Last),
+			Hint: "it is left out after a timeout; look at its own log",
+		})
+	}
+	return out
 }
 
 // doctorLeaks asks the rooms that can compare their records with the kernel:
@@ -94,6 +124,9 @@ func doctorOptions(cfg *config.Configuration) doctor.Options {
 		for _, p := range cfg.Storage.Pools {
 			o.Pools = append(o.Pools, p.Path)
 		}
+	}
+	if cfg.CRI.Enabled && cfg.CRI.NRI.Enabled {
+		o.NRIPlugins = cfg.CRI.NRI.PluginDir
 	}
 	if !cfg.Containerd.Managed {
 		o.ContainerdSocket = cfg.Containerd.Address

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"fmt"
 	"strconv"
 	"time"
 
@@ -39,6 +40,9 @@ func statusCommand() *cobra.Command {
 				healthy, state = false, "NOT SERVING: "+c.Message
 			}
 			t.add(c.Part+":", state)
+		}
+		if p := s.NRI; p != nil && (p.Plugins > 0 || len(p.Failures) > 0) {
+			t.add("nri:", fmt.Sprintf("%d plugins connected, %d failed", p.Plugins, len(p.Failures)))
 		}
 		if k := s.Kubernetes; k != nil {
 			t.add("kubernetes:", "follows "+k.Source.From)

@@ -15,6 +15,7 @@ import (
 	"github.com/nodeagent/nodeagent/api"
 	"github.com/nodeagent/nodeagent/cni"
 	"github.com/nodeagent/nodeagent/cri/containerd"
+	"github.com/nodeagent/nodeagent/cri/nri"
 	"github.com/nodeagent/nodeagent/csi"
 	"github.com/nodeagent/nodeagent/dataplane"
 	"github.com/nodeagent/nodeagent/kube"
@@ -36,6 +37,8 @@ type graph struct {
 	// network is nil when pods use a foreign conflist.
 	network *cni.Network
 	storage *csi.Server
+	// nri says how the runtime's plugins are; nil without the CRI.
+	nri func() *nri.Status
 	// kube is nil without an API server.
 	kube    *kube.Client
 	watcher *kube.Watcher
@@ -104,6 +107,9 @@ func (g *graph) addAPI(context.Context) error {
 			ks := g.watcher.Status()
 			st.Kubernetes = &ks
 		}
+		if g.nri != nil {
+			st.NRI = g.nri()
+		}
 		return st, nil
 	})
 	// curl --unix-socket /run/nodeagent/api.sock http://n/debug/pprof/heap
@@ -131,4 +137,6 @@ type status struct {
 	// Kubernetes is how the watch goes; nil without one. An API server that is
 	// away is no fault of the daemon: everything goes on as it last said.
 	Kubernetes *kube.Status `json:"kubernetes,omitempty"`
+	// NRI is how the runtime's plugins are; nil without them.
+	NRI *nri.Status `json:"nri,omitempty"`
 }

@@ -42,6 +42,7 @@ func (g *graph) addCRI(ctx context.Context) error {
 	}
 	g.add("cri", s.Start, s.Stop)
 	g.onReload(func(ctx context.Context, next *config.Configuration) error { return s.Reload(ctx, next.CRI.Config) })
+	g.nri = s.NRI
 	g.routes["GET /v1/pods"] = api.JSON(listPods(s))
 	maps.Copy(g.routes, imageRoutes(s.Images()))
 	g.health.check("cri", func(context.Context) error {

@@ -5,6 +5,7 @@ package nri
 import (
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -17,13 +18,17 @@ type metrics struct {
 	connected *atomic.Int64
 	requests  *prometheus.HistogramVec
 	failures  *prometheus.CounterVec
+
+	// mu guards failed: how often each plugin failed, and its last error.
+	mu     sync.Mutex
+	failed map[string]Failure
 }
 
 var _ adaptation.Metrics = (*metrics)(nil)
 
 func newMetrics(reg prometheus.Registerer, connected *atomic.Int64) (*metrics, error) {
 	m := &metrics{
-		connected: connected,
+		connected: connected, failed: map[string]Failure{},
 		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "nodeagent_nri_request_seconds", Help: "Time that NRI plugins take to answer.",
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .1, .5, 2, 10},
@@ -46,9 +51,15 @@ func newMetrics(reg prometheus.Registerer, connected *atomic.Int64) (*metrics, e
 
 // RecordPluginInvocation counts failures.
 func (m *metrics) RecordPluginInvocation(plugin, operation string, err error) {
-	if err != nil {
-		m.failures.WithLabelValues(plugin, operation).Inc()
+	if err == nil {
+		return
 	}
+	m.failures.WithLabelValues(plugin, operation).Inc()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f := m.failed[plugin]
+	f.Count, f.Last, f.At = f.Count+1, operation+": "+err.Error(), time.Now()
+	m.failed[plugin] = f
 }
 
 // RecordPluginLatency measures an answer.

@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -182,6 +183,33 @@ func (a *Adapter) Stop(context.Context) error {
 		a.nri.Stop()
 	}
 	return nil
+}
+
+// Status is what a person wants to know of the plugins.
+type Status struct {
+	// Socket is where plugins connect; empty when they cannot.
+	Socket string `json:"socket,omitempty"`
+	// Plugins are those connected and synchronized.
+	Plugins int `json:"plugins"`
+	// Failures are those of plugins since the daemon's start, by name.
+	Failures map[string]Failure `json:"failures,omitempty"`
+}
+
+// Failure is what has become of requests to a plugin.
+type Failure struct {
+	Count int       `json:"count"`
+	Last  string    `json:"last"`
+	At    time.Time `json:"at"`
+}
+
+// Status is nil without plugins' interface.
+func (a *Adapter) Status() *Status {
+	if a == nil {
+		return nil
+	}
+	a.metrics.mu.Lock()
+	defer a.metrics.mu.Unlock()
+	return &Status{Socket: a.cfg.Socket, Plugins: a.Plugins(), Failures: maps.Clone(a.metrics.failed)}
 }
 
 // Plugins counts the plugins that are connected and synchronized.

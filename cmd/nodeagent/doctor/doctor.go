@@ -45,6 +45,8 @@ type Options struct {
 	Path string
 	// Pools are the directories that volumes live in.
 	Pools []string
+	// NRIPlugins is the directory of NRI plugins; "" when there are none.
+	NRIPlugins string
 	// KubeProxy serves this node: what it has in the kernel is no leftover.
 	KubeProxy bool
 }
@@ -54,7 +56,7 @@ func Checks(o Options) []Check {
 	return []Check{
 		o.kernel, o.btf, o.bpfFeatures, o.capabilities, o.fileLimit,
 		o.cgroups, o.filesystems, o.bpffs, o.rootPropagation, o.loop,
-		o.sysctls, o.programs, o.containerd, o.pools, o.kubeProxy,
+		o.sysctls, o.programs, o.containerd, o.nriPlugins, o.pools, o.kubeProxy,
 	}
 }
 

@@ -3,6 +3,7 @@
 package doctor_test
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -39,6 +40,27 @@ func good() map[string]string {
 		"proc/sys/net/ipv4/conf/all/rp_filter":  "2\n",
 		"proc/sys/net/ipv6/conf/all/forwarding": "1\n",
 		"sys/fs/cgroup/cpu/x":                   "", "sys/fs/cgroup/memory/x": "", "sys/fs/cgroup/cpuset/x": "", "sys/fs/cgroup/pids/x": "",
+	}
+}
+
+// TestNRIPlugins tells programs that cannot be plugins from those that can.
+func TestNRIPlugins(t *testing.T) {
+	o := machine(t, map[string]string{"nri/10-good": "x", "nri/20-forgotten": "x", "nri/badly-named": "x", "nri/README": "x"})
+	o.NRIPlugins = "/nri"
+	for _, name := range []string{"10-good", "badly-named"} {
+		if err := os.Chmod(filepath.Join(o.Root, "nri", name), 0o700); err != nil { //nolint:gosec // a program
+			t.Fatal(err)
+		}
+	}
+	got := map[string]doctor.Level{}
+	for _, f := range doctor.Run(t.Context(), doctor.Checks(o)) {
+		if f.Check == "nri plugins" {
+			got[strings.Fields(f.Detail)[0]] = f.Level
+		}
+	}
+	want := map[string]doctor.Level{"/nri/20-forgotten": doctor.Warn, "/nri/badly-named": doctor.Fail}
+	if !maps.Equal(got, want) {
+		t.Errorf("found %v, want %v", got, want)
 	}
 }
 
