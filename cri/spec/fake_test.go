@@ -26,6 +26,7 @@ type fakeSystem struct {
 	Made      []string
 	Relabeled []string
 	Released  []string
+	Profiles  []string
 	fail      map[string]error
 }
 
@@ -40,6 +41,14 @@ func (s *fakeSystem) failed(op string) error {
 	err := s.fail[op]
 	delete(s.fail, op)
 	return err
+}
+
+func (s *fakeSystem) LoadAppArmor(name string) error {
+	if err := s.failed("apparmor"); err != nil {
+		return err
+	}
+	s.Profiles = append(s.Profiles, name)
+	return nil
 }
 
 func (s *fakeSystem) Source(p string, create bool) (string, error) {

@@ -146,6 +146,8 @@ const (
 type System interface {
 	Files
 	SELinux
+	// LoadAppArmor gives the kernel the profile of containers by default under a name, in place of one that it has.
+	LoadAppArmor(name string) error
 }
 
 // Files is what Build asks of the host's file systems.

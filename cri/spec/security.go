@@ -3,7 +3,6 @@
 package spec
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,9 +16,6 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
-
-// AppArmorDefault is the profile that RuntimeDefault means; the daemon loads it at its start.
-const AppArmorDefault = "cri-containerd.apparmor.d"
 
 const secField = "linux.security_context."
 
@@ -190,15 +186,5 @@ func (b *builder) appArmor() error {
 		}
 		name = AppArmorDefault
 	}
-	loaded, err := b.in.System.ReadFile("/sys/kernel/security/apparmor/profiles")
-	if err != nil {
-		return fmt.Errorf("list loaded profiles: %w", err)
-	}
-	for line := range bytes.Lines(loaded) {
-		if bytes.HasPrefix(line, []byte(name+" (")) {
-			b.spec.Process.ApparmorProfile = name
-			return nil
-		}
-	}
-	return fmt.Errorf("profile %q is not loaded: %w", name, errdefs.ErrNotFound)
+	return b.useAppArmor(name)
 }
