@@ -50,8 +50,10 @@ func main() {
 	flag.BoolVar(&info, "info", false, "print what the OCI runtime supports")
 	flag.Parse()
 	f.ttrpc = os.Getenv("TTRPC_ADDRESS")
-	var err error
+	// A service manager's socket, of a containerd that is a unit, makes runc hand one of its own to each container.
+	err := os.Unsetenv("NOTIFY_SOCKET")
 	switch {
+	case err != nil:
 	case showVersion:
 		_, err = fmt.Printf("%s:\n  Version:  %s\n  Go version: %s\n", runtimeName, version, runtime.Version())
 	case info:

@@ -38,7 +38,11 @@ func runCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return run(cmd.Context(), &process{file: *file, cfg: cfg, log: log, level: level})
+		manager, err := takeManager()
+		if err != nil {
+			return err
+		}
+		return run(cmd.Context(), &process{file: *file, cfg: cfg, log: log, level: level, manager: manager})
 	}
 	return cmd
 }
@@ -49,6 +53,8 @@ type process struct {
 	cfg   *config.Configuration
 	log   *slog.Logger
 	level *slog.LevelVar
+	// manager is told when the daemon is ready and when it stops.
+	manager manager
 	// mu guards reloads, which put what may change in force; each refuses it as a whole or not at all.
 	mu      sync.Mutex
 	reloads []func(ctx context.Context, next *config.Configuration) error
@@ -102,9 +108,8 @@ func run(parent context.Context, p *process) (retErr error) {
 	return err
 }
 
-// notify tells the service manager; without one it does nothing.
 func (p *process) notify(ctx context.Context, state string) {
-	if _, err := daemon.SdNotify(false, state); err != nil {
+	if err := p.manager.tell(ctx, state); err != nil {
 		p.log.WarnContext(ctx, "notify service manager", "err", err)
 	}
 }
