@@ -29,7 +29,7 @@ const (
 type Config struct {
 	// Socket is where the kubelet connects.
 	Socket string `yaml:"socket"`
-	// CgroupDriver is "cgroupfs" or "systemd"; the kubelet follows it.
+	// CgroupDriver is "cgroupfs" or "systemd"; the kubelet follows it. Empty in the file: systemd's where systemd runs the node.
 	CgroupDriver string `yaml:"cgroupDriver"`
 	// DefaultHandler names the runtime handler of pods without a RuntimeClass.
 	DefaultHandler string `yaml:"defaultHandler"`

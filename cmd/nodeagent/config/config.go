@@ -13,6 +13,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/coreos/go-systemd/v22/util"
+
+	"github.com/nodeagent/nodeagent/cri"
 )
 
 // APIVersion and Kind head every configuration file.
@@ -85,4 +89,12 @@ func hostName() (string, error) {
 		return "", fmt.Errorf("read host name: %w", err)
 	}
 	return strings.ToLower(strings.TrimSpace(h)), nil
+}
+
+// cgroupDriver is systemd's where it runs the machine: two writers of one tree of cgroups undo each other's work.
+func cgroupDriver() string {
+	if util.IsRunningSystemd() {
+		return cri.CgroupDriverSystemd
+	}
+	return cri.CgroupDriverCgroupfs
 }

@@ -90,12 +90,19 @@ func Default() *Configuration {
 		Node:       defaultNode(),
 		Log:        Log{Level: "info", Format: "text"},
 		Containerd: containerd.Default(),
-		CRI:        CRI{Enabled: true, Config: cri.Default()},
+		CRI:        defaultCRI(),
 		Network:    Network{Enabled: true, Masquerade: true, Chain: chain.Default(), Config: cni.Default()},
 		Dataplane:  dataplane.Default(),
 		Storage:    Storage{Enabled: true, Controllers: storage.Default(), Config: csi.Default()},
 		Kubernetes: kube.Default(),
 	}
+}
+
+// defaultCRI leaves the cgroup driver open: complete asks who runs the machine.
+func defaultCRI() CRI {
+	c := CRI{Enabled: true, Config: cri.Default()}
+	c.CgroupDriver = ""
+	return c
 }
 
 // complete fills in what depends on the machine and validates every section;
@@ -108,6 +115,9 @@ func (c *Configuration) complete() error {
 			errs = append(errs, err)
 		}
 		c.Node.Name = name
+	}
+	if c.CRI.CgroupDriver == "" {
+		c.CRI.CgroupDriver = cgroupDriver()
 	}
 	if c.Kubernetes.NodeName == "" {
 		c.Kubernetes.NodeName = c.Node.Name
