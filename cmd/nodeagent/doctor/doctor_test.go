@@ -79,6 +79,10 @@ func TestFindingsNameWhatIsMissing(t *testing.T) {
 		{"no CAP_SYS_ADMIN", map[string]string{"proc/self/status": "CapEff:\t000001ffffdfffff\n"}, "capabilities", doctor.Fail, "run as root"},
 		{"no capability line", map[string]string{"proc/self/status": "Name:\tx\n"}, "capabilities", doctor.Fail, "mount /proc"},
 		{"no overlay", map[string]string{"proc/filesystems": "\text4\n\txfs\n"}, "file systems", doctor.Fail, "load the module"},
+		{"xfs on demand", map[string]string{
+			"proc/filesystems": "\toverlay\n\text4\n", "lib/modules/6.18.1-test/modules.dep": "kernel/fs/xfs/xfs.ko.zst: kernel/lib/libcrc32c.ko\n",
+		}, "file systems", doctor.OK, ""},
+		{"no xfs", map[string]string{"proc/filesystems": "\toverlay\n\text4\n"}, "file systems", doctor.Warn, "xfs"},
 		{"no forwarding", map[string]string{"proc/sys/net/ipv4/ip_forward": "0\n"}, "sysctls", doctor.Warn, "outside the node"},
 		{"strict rp_filter", map[string]string{"proc/sys/net/ipv4/conf/all/rp_filter": "1\n"}, "sysctls", doctor.Warn, "reverse path"},
 		{"no pids controller", map[string]string{"sys/fs/cgroup/pids/x": ""}, "cgroups", doctor.Fail, "enable the controllers"},

@@ -80,7 +80,7 @@ func (o Options) filesystems(context.Context) []Finding {
 		{"ext4", Warn, "no ext4 volumes"},
 		{"xfs", Warn, "no xfs volumes and no instant snapshots"},
 	} {
-		if !slices.Contains(have, f.name) {
+		if !slices.Contains(have, f.name) && !o.module(f.name) {
 			out = append(out, Finding{Check: "file systems", Level: f.level, Detail: "no " + f.name, Hint: f.hint})
 		}
 	}
@@ -88,6 +88,21 @@ func (o Options) filesystems(context.Context) []Finding {
 		return one("file systems", OK, "overlay, ext4, xfs", "")
 	}
 	return out
+}
+
+// module tells whether the kernel can load one of that name, which mount(2) makes it do.
+func (o Options) module(name string) bool {
+	release, err := os.ReadFile(o.path("/proc/sys/kernel/osrelease"))
+	if err != nil {
+		return false
+	}
+	for _, dir := range []string{"/lib/modules", "/usr/lib/modules"} {
+		deps, err := os.ReadFile(o.path(filepath.Join(dir, strings.TrimSpace(string(release)), "modules.dep")))
+		if err == nil && strings.Contains(string(deps), "/"+name+".ko") {
+			return true
+		}
+	}
+	return false
 }
 
 func (o Options) bpffs(context.Context) []Finding {
