@@ -80,6 +80,13 @@ test-kernels: ## run tests of the data path, LVM, quotas and cgroup v2 on Linux 
 	@tools/deps.sh --emulator
 	@ROOMS='$(ROOMS)' RUN='$(RUN)' tests/kernels/run.sh $(KERNELS)
 
+.PHONY: test-machine
+test-machine: package ## run the package, a kubelet and the CRI's black-box tests on a whole Debian with systemd, cgroup v2 and AppArmor, in an emulated machine (ROOMS= RUN= VERBOSE=1)
+	@tools/deps.sh --emulator
+	@tools/deps.sh containerd runc kubelet kubectl coredns agnhost
+	@$(HARNESS)
+	@RUN='$(RUN)' VERBOSE='$(VERBOSE)' tests/machine/run.sh $(ROOMS)
+
 .PHONY: e2e-conformance
 e2e-conformance: deps build ## run Kubernetes' own tests of node, network and storage (FOCUS= SKIP= PROCS=)
 	@tools/deps.sh ginkgo e2e.test regression-issue-74839

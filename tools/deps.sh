@@ -7,7 +7,7 @@
 #
 #   tools/deps.sh [component...]      all of the default components without arguments
 #   tools/deps.sh --list              what there is, and whether it is made
-#   tools/deps.sh --emulator          only the Debian packages of `make test-kernels`
+#   tools/deps.sh --emulator          only the Debian packages of `make test-kernels` and `make test-machine`
 #
 # Each component goes to a directory of its own in the cache, named by its version and
 # a hash of its recipe, and cache/bin holds links to them: an unchanged component is never built twice,
@@ -26,7 +26,7 @@ packages=(
 )
 
 # Not installed unless asked for by name: for one target.
-emulator=(bash-static busybox-static e2fsprogs iproute2 kmod lvm2 qemu-system-x86 thin-provisioning-tools util-linux xfsprogs)
+emulator=(bash-static busybox-static e2fsprogs iproute2 kmod lvm2 mmdebstrap qemu-system-x86 systemd thin-provisioning-tools util-linux xfsprogs)
 
 # component | module directory | module that carries the version | programs it makes
 components='

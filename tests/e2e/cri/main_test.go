@@ -23,6 +23,8 @@ var (
 	node   *cluster.Node
 	rs     runtimeapi.RuntimeServiceClient
 	images runtimeapi.ImageServiceClient
+	// cgroupParent is the pods' cgroup, in the words of the runtime's cgroup driver.
+	cgroupParent = "/pods"
 )
 
 func TestMain(m *testing.M) {
@@ -38,6 +40,9 @@ func run(m *testing.M) int {
 		return 0
 	}
 	ctx := context.Background()
+	if os.Getenv("NODEAGENT_E2E_HERE") == "1" {
+		return here(ctx, m)
+	}
 	cfg := cluster.Default()
 	cfg.Name, cfg.Bin, cfg.Progress = "e2e-cri", "../../../bin", cluster.NewProgress(os.Stderr)
 	if r := os.Getenv("NODEAGENT_E2E_RUNTIME"); r != "" {
@@ -49,17 +54,9 @@ func run(m *testing.M) int {
 		return 1
 	}
 	node = c.Nodes[0]
-	conn, err := dial()
-	if err == nil {
-		rs, images = runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn)
-		err = pull(ctx)
-	}
-	code := 1
-	if err == nil {
-		code = m.Run()
-	}
+	code, err := test(ctx, m)
 	traces, traceErr := c.Traces()
-	err = errors.Join(err, traceErr, conn.Close(), c.Down(ctx))
+	err = errors.Join(err, traceErr, c.Down(ctx))
 	if traces != nil {
 		err = errors.Join(err, traces.Left())
 	}
@@ -69,6 +66,35 @@ func run(m *testing.M) int {
 		return 1
 	}
 	return code
+}
+
+// here runs the tests on the machine's own runtime, which systemd gives cgroups.
+func here(ctx context.Context, m *testing.M) int {
+	var err error
+	if node, err = cluster.Here(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	cgroupParent = "pods.slice"
+	code, err := test(ctx, m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return code
+}
+
+func test(ctx context.Context, m *testing.M) (code int, retErr error) {
+	conn, err := dial()
+	if err != nil {
+		return 1, err
+	}
+	defer func() { retErr = errors.Join(retErr, conn.Close()) }()
+	rs, images = runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn)
+	if err := pull(ctx); err != nil {
+		return 1, err
+	}
+	return m.Run(), nil
 }
 
 func dial() (*grpc.ClientConn, error) {

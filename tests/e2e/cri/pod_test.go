@@ -50,7 +50,7 @@ func handledPod(t *testing.T, handler string, change func(*runtimeapi.PodSandbox
 		LogDirectory: "/var/log/pods/" + name,
 		Labels:       map[string]string{"test": name},
 		Linux: &runtimeapi.LinuxPodSandboxConfig{
-			CgroupParent: "/pods", SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{}},
+			CgroupParent: cgroupParent, SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{}},
 		},
 	}
 	if change != nil {

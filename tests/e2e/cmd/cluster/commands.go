@@ -23,6 +23,7 @@ const usage = `usage: cluster COMMAND [flags]
   demo      the same with the demo in it
   runtimes  start a node of each runtime, without kubelets, for benchmarks
   boxes     start nodes in which nothing runs, for benchmarks
+  registry  serve the tests' images on this machine, whose address 10.99.0.1 has to be there
   conformance  run Kubernetes' own tests: --focus --skip --procs --report --driver
   node-tests   run Kubernetes' tests of a node, with its kubelet: the same flags
   status    show the clusters of this machine
@@ -97,6 +98,7 @@ func run(ctx context.Context, args []string) error {
 		"demo":        func(ctx context.Context, o *options) error { return stay(ctx, o, true) },
 		"runtimes":    func(ctx context.Context, o *options) error { return keep(ctx, o, cluster.Runtimes) },
 		"boxes":       func(ctx context.Context, o *options) error { return keep(ctx, o, cluster.Boxes) },
+		"registry":    func(ctx context.Context, o *options) error { return cluster.ServeImages(ctx, o.Config) },
 		"conformance": conformance(cluster.Up, (*cluster.Cluster).RunConformance),
 		"node-tests":  conformance(cluster.Alone, (*cluster.Cluster).RunNodeTests),
 		"status":      status,

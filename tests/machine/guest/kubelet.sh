@@ -1,0 +1,169 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# A kubelet on its own with static pods, on cgroups of systemd's: what the pods get, and that they outlive
+# whatever becomes of the daemons below them.
+
+manifests=/etc/kubernetes/manifests
+
+pod() { # name resources: a manifest
+  cat <<EOF
+apiVersion: v1
+kind: Pod
+metadata: {name: $1, labels: {app: $1}}
+spec:
+  terminationGracePeriodSeconds: 2
+  containers:
+  - name: c
+    image: registry.local/busybox:1
+    command: [sh, -c, "echo hello from $1; httpd -p 8080 -h /; trap 'exit 0' TERM; while :; do sleep 3600 & wait; done"]
+    resources: $2
+EOF
+}
+
+pods() { curl -fsSk "https://127.0.0.1:10250/pods"; }
+running() { # pod
+  pods | jq -e --arg n "$1-machine" '.items[] | select(.metadata.name == $n) | .status | .phase == "Running" and .containerStatuses[0].ready' >/dev/null
+}
+container() { nodeagent pods -o json >/dev/null; pods | jq -r --arg n "$1-machine" '.items[] | select(.metadata.name == $n) | .status.containerStatuses[0].containerID' | sed 's|.*//||'; }
+address() { pods | jq -r --arg n "$1-machine" '.items[] | select(.metadata.name == $n) | .status.podIP'; }
+cgroup() { find /sys/fs/cgroup/kubepods.slice -type d -name "*$(container "$1")*" | head -n 1; }
+
+test_kubelet() {
+  mkdir -p $manifests /var/lib/kubelet
+  install -m 755 /machine/bin/kubelet /usr/local/bin/kubelet
+  cat >/var/lib/kubelet/config.yaml <<EOF
+apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+staticPodPath: $manifests
+authentication: {anonymous: {enabled: true}, webhook: {enabled: false}}
+authorization: {mode: AlwaysAllow}
+enableServer: true
+failSwapOn: false
+featureGates: {PodAndContainerStatsFromCRI: true}
+evictionHard: {memory.available: 50Mi, nodefs.available: 1%, imagefs.available: 1%}
+EOF
+  cat >/etc/systemd/system/kubelet.service <<'EOF'
+[Unit]
+Description=kubelet
+[Service]
+ExecStart=/usr/local/bin/kubelet --config=/var/lib/kubelet/config.yaml --hostname-override=machine --v=2 $KUBELET_EXTRA_ARGS
+Restart=always
+[Install]
+WantedBy=multi-user.target
+EOF
+  # As docs/install.md has it.
+  install -D -m 644 -t /etc/kubernetes/kubelet.conf.d /usr/share/doc/nodeagent/kubelet/50-nodeagent.conf
+  install -D -m 644 -t /etc/systemd/system/kubelet.service.d /usr/share/doc/nodeagent/kubelet/20-nodeagent.conf
+  pod guaranteed '{limits: {cpu: 200m, memory: 64Mi}}' >$manifests/guaranteed.yaml
+  pod burstable '{requests: {cpu: 100m, memory: 32Mi}, limits: {memory: 96Mi}}' >$manifests/burstable.yaml
+  pod besteffort '{}' >$manifests/besteffort.yaml
+  systemctl daemon-reload
+  up kubelet
+  for p in guaranteed burstable besteffort; do await 180 running $p; done
+  journal kubelet | grep -q 'Using cgroup driver setting received from the CRI runtime.*systemd'
+}
+
+test_limits() {
+  local g b e
+  g=$(cgroup guaranteed) b=$(cgroup burstable) e=$(cgroup besteffort)
+  case $g in */kubepods.slice/kubepods-pod*.slice/cri-containerd-*.scope) ;; *) fail "guaranteed is in $g" ;; esac
+  case $b in */kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod*.slice/cri-containerd-*.scope) ;; *) fail "burstable is in $b" ;; esac
+  case $e in */kubepods.slice/kubepods-besteffort.slice/*) ;; *) fail "besteffort is in $e" ;; esac
+  same "guaranteed cpu.max" "$(cat "$g/cpu.max")" "20000 100000"
+  same "guaranteed memory.max" "$(cat "$g/memory.max")" $((64 << 20))
+  same "guaranteed pod's memory.max" "$(cat "$(dirname "$g")/memory.max")" $((64 << 20))
+  same "burstable memory.max" "$(cat "$b/memory.max")" $((96 << 20))
+  same "besteffort memory.max" "$(cat "$e/memory.max")" max
+  grep -q . "$g/cgroup.procs" || fail "no process in $g"
+  same "the scope, to systemd" "$(systemctl is-active "$(basename "$g")")" active
+}
+
+test_network() {
+  local a
+  a=$(address guaranteed)
+  curl -fsS -m 5 "http://$a:8080/etc/hostname" | grep -q guaranteed
+  ping -c 1 -W 5 "$a"
+  nodeagent pods | grep -q guaranteed
+  ctr -n k8s.io tasks exec --exec-id "ping$RANDOM" "$(container burstable)" ping -c 1 -W 5 "$a"
+  ctr -n k8s.io tasks exec --exec-id "ping$RANDOM" "$(container burstable)" ping -c 1 -W 5 10.0.2.15
+}
+
+test_kubelet_exec_and_logs() {
+  local id
+  await 20 curl -fsSk https://127.0.0.1:10250/containerLogs/default/guaranteed-machine/c
+  curl -fsSk https://127.0.0.1:10250/containerLogs/default/guaranteed-machine/c | grep -q 'hello from guaranteed'
+  curl -fsSk -X POST 'https://127.0.0.1:10250/run/default/guaranteed-machine/c?cmd=cat%20/proc/self/cgroup' | tee /tmp/exec.out
+  grep -q . /tmp/exec.out
+}
+
+test_summary() {
+  curl -fsSk https://127.0.0.1:10250/stats/summary >/tmp/summary.json
+  jq -e '.pods[] | select(.podRef.name == "guaranteed-machine") | .containers[0].memory.workingSetBytes > 0 and .network.name == "eth0"' /tmp/summary.json
+  jq -e '.pods[] | select(.podRef.name == "guaranteed-machine") | .containers[0].cpu.psi.full.total >= 0' /tmp/summary.json
+}
+
+# Whatever becomes of the daemons: the same processes run on, and answer.
+stays() { # what was done
+  local p want
+  await 120 nodeagent status
+  for p in guaranteed burstable besteffort; do
+    await 60 running $p
+    want=$(cat /tmp/pid-$p)
+    same "$p's process after $1" "$(head -n 1 "$(cgroup $p)/cgroup.procs")" "$want"
+    curl -fsS -m 5 "http://$(address $p):8080/etc/hostname" | grep -q $p
+  done
+}
+
+test_restarts() {
+  local p pid
+  for p in guaranteed burstable besteffort; do head -n 1 "$(cgroup $p)/cgroup.procs" >/tmp/pid-$p; done
+  systemctl restart nodeagent
+  stays "systemctl restart nodeagent"
+  systemctl stop nodeagent
+  for p in guaranteed burstable besteffort; do [ -d "/proc/$(cat /tmp/pid-$p)" ] || fail "$p ended with the unit"; done
+  systemctl start nodeagent
+  stays "systemctl stop and start"
+  pid=$(property nodeagent MainPID)
+  kill -9 "$pid"
+  await 30 eval '[ "$(property nodeagent MainPID)" != 0 ] && [ "$(property nodeagent MainPID)" != '"$pid"' ]'
+  await 60 systemctl is-active nodeagent
+  stays "kill -9"
+  systemctl restart containerd
+  stays "systemctl restart containerd"
+  systemctl restart kubelet
+  stays "systemctl restart kubelet"
+  systemctl daemon-reload
+  systemctl daemon-reexec
+  stays "systemctl daemon-reexec"
+  systemctl restart systemd-networkd
+  stays "systemctl restart systemd-networkd"
+  dpkg -i /machine/nodeagent_*.deb
+  stays "an upgrade of the package"
+}
+
+test_oom() {
+  cat >$manifests/oom.yaml <<'EOF'
+apiVersion: v1
+kind: Pod
+metadata: {name: oom}
+spec:
+  restartPolicy: Never
+  containers:
+  - name: c
+    image: registry.local/busybox:1
+    command: [sh, -c, "exec tail /dev/zero"]
+    resources: {limits: {memory: 24Mi, cpu: 500m}}
+EOF
+  await 120 eval "curl -fsSk https://127.0.0.1:10250/pods | jq -e '.items[] | select(.metadata.name == \"oom-machine\") | .status.containerStatuses[0].state.terminated.reason == \"OOMKilled\"'"
+  rm $manifests/oom.yaml
+}
+
+test_end() {
+  rm -f $manifests/*.yaml
+  await 120 eval '[ "$(pods | jq ".items | length")" = 0 ]'
+  await 60 eval '! systemctl list-units --plain --no-legend "cri-containerd-*" | grep -q .'
+  await 60 eval '! find /sys/fs/cgroup/kubepods.slice -name "*pod*.slice" | grep -q .'
+  systemctl stop kubelet
+  same "failed units" "$(systemctl list-units --failed --no-legend --plain)" ""
+}
