@@ -114,8 +114,13 @@ SEC("tc")
 int from_pod(struct __sk_buff *skb)
 {
 	__u32 to = express(skb, HOOK_POD);
+	int act = ACT_OK;
 
-	return to ? verdict_express(skb, HOOK_POD, to) : pod_stages(skb);
+	if (to & LANE_WAY)
+		act = verdict_way(skb, to & ~LANE_WAY);
+	else if (to)
+		return verdict_lane(skb, HOOK_POD, to);
+	return act == ACT_OK ? pod_stages(skb) : act;
 }
 
 /* Ingress of an uplink: what other nodes and the outside send. */
@@ -124,7 +129,9 @@ int from_net(struct __sk_buff *skb)
 {
 	__u32 to = express(skb, HOOK_NET);
 
-	return to ? verdict_express(skb, HOOK_NET, to) : net_stages(skb);
+	if (to == EXPRESS_HOST)
+		return verdict_outer(skb);
+	return to ? verdict_lane(skb, HOOK_NET, to) : net_stages(skb);
 }
 
 /* Ingress of the overlay: what other nodes send to our pods, and to us. */
@@ -133,7 +140,7 @@ int from_tun(struct __sk_buff *skb)
 {
 	__u32 to = express(skb, HOOK_TUN);
 
-	return to ? verdict_express(skb, HOOK_TUN, to) : tun_stages(skb);
+	return to ? verdict_lane(skb, HOOK_TUN, to) : tun_stages(skb);
 }
 
 /* Egress at the host side of a pod's link: what this node's kernel sends it. */

@@ -261,6 +261,7 @@ type DatapathRoute struct {
 	Smac [6]uint8
 	Dsr  uint32
 	Far  DatapathAddr
+	Way  uint32
 }
 
 type DatapathRouteKey struct {
@@ -363,6 +364,17 @@ const (
 	DatapathUplinkFlagsUPLINK_MASQ DatapathUplinkFlags = 1
 )
 
+type DatapathWay struct {
+	_     structs.HostLayout
+	Kind  uint32
+	Oif   uint32
+	Next  DatapathAddr
+	Mac   [12]uint8
+	Under uint32
+	Hop   uint32
+	Src   uint32
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -392,6 +404,7 @@ const (
 	DatapathMapSvc           = "svc"
 	DatapathMapSvcStats      = "svc_stats"
 	DatapathMapUplinks       = "uplinks"
+	DatapathMapWays          = "ways"
 	DatapathProgFromNet      = "from_net"
 	DatapathProgFromPod      = "from_pod"
 	DatapathProgFromTun      = "from_tun"
@@ -421,6 +434,7 @@ const (
 	DatapathVarCfgSnatMin    = "cfg_snat_min"
 	DatapathVarCfgSvcReset   = "cfg_svc_reset"
 	DatapathVarCfgSvcStats   = "cfg_svc_stats"
+	DatapathVarCfgTunDirect  = "cfg_tun_direct"
 	DatapathVarCfgTunPort    = "cfg_tun_port"
 	DatapathVarCfgVni        = "cfg_vni"
 	DatapathVarEpoch         = "epoch"
@@ -520,6 +534,7 @@ type DatapathMapSpecs struct {
 	Svc        *ebpf.MapSpec `ebpf:"svc"`
 	SvcStats   *ebpf.MapSpec `ebpf:"svc_stats"`
 	Uplinks    *ebpf.MapSpec `ebpf:"uplinks"`
+	Ways       *ebpf.MapSpec `ebpf:"ways"`
 }
 
 // DatapathVariableSpecs contains global variables before they are loaded into the kernel.
@@ -536,6 +551,7 @@ type DatapathVariableSpecs struct {
 	CfgSnatMin    *ebpf.VariableSpec `ebpf:"cfg_snat_min"`
 	CfgSvcReset   *ebpf.VariableSpec `ebpf:"cfg_svc_reset"`
 	CfgSvcStats   *ebpf.VariableSpec `ebpf:"cfg_svc_stats"`
+	CfgTunDirect  *ebpf.VariableSpec `ebpf:"cfg_tun_direct"`
 	CfgTunPort    *ebpf.VariableSpec `ebpf:"cfg_tun_port"`
 	CfgVni        *ebpf.VariableSpec `ebpf:"cfg_vni"`
 	Epoch         *ebpf.VariableSpec `ebpf:"epoch"`
@@ -588,6 +604,7 @@ type DatapathMaps struct {
 	Svc        *ebpf.Map `ebpf:"svc"`
 	SvcStats   *ebpf.Map `ebpf:"svc_stats"`
 	Uplinks    *ebpf.Map `ebpf:"uplinks"`
+	Ways       *ebpf.Map `ebpf:"ways"`
 }
 
 func (m *DatapathMaps) Close() error {
@@ -617,6 +634,7 @@ func (m *DatapathMaps) Close() error {
 		m.Svc,
 		m.SvcStats,
 		m.Uplinks,
+		m.Ways,
 	)
 }
 
@@ -634,6 +652,7 @@ type DatapathVariables struct {
 	CfgSnatMin    *ebpf.Variable `ebpf:"cfg_snat_min"`
 	CfgSvcReset   *ebpf.Variable `ebpf:"cfg_svc_reset"`
 	CfgSvcStats   *ebpf.Variable `ebpf:"cfg_svc_stats"`
+	CfgTunDirect  *ebpf.Variable `ebpf:"cfg_tun_direct"`
 	CfgTunPort    *ebpf.Variable `ebpf:"cfg_tun_port"`
 	CfgVni        *ebpf.Variable `ebpf:"cfg_vni"`
 	Epoch         *ebpf.Variable `ebpf:"epoch"`

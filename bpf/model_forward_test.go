@@ -51,7 +51,7 @@ func (m *model) wayOf(w *walk) (act, end DatapathReason) {
 	}
 	act, routed := m.route(to)
 	if act != DatapathReasonPASS_ROUTE {
-		w.oif = m.uplink
+		w.oif, w.way = m.uplink, m.wayTo(to)
 	}
 	switch {
 	case !fromPod && w.known == nil:
@@ -115,6 +115,16 @@ func (m *model) route(a netip.Addr) (DatapathReason, bool) {
 	return DatapathReasonPASS_ROUTE, false
 }
 
+// wayTo is the number of the short cut to an address of another node.
+func (m *model) wayTo(a netip.Addr) uint32 {
+	for p, n := range m.ways {
+		if p.Contains(a) {
+			return n
+		}
+	}
+	return 0
+}
+
 // fib says whether the kernel of the model's world would send to an address:
 // by its default route, or to a neighbour.
 func (m *model) fib(a netip.Addr) bool {
@@ -132,7 +142,9 @@ func (m *model) note(w *walk, back uint32) DatapathReason {
 	if w.related || w.later {
 		return fine
 	}
-	short := w.act == DatapathReasonFWD_LOCAL && w.hook != DatapathHookHOOK_TUN && w.now == w.tuple
+	short := w.act == DatapathReasonFWD_LOCAL && w.hook != DatapathHookHOOK_TUN ||
+		w.way != 0 && w.hook == DatapathHookHOOK_POD
+	short = short && w.now == w.tuple
 	if r := w.known; r != nil {
 		if short && r.lanes[one(w.reply)].to == 0 {
 			m.open(r, w)
@@ -156,6 +168,10 @@ func (m *model) note(w *walk, back uint32) DatapathReason {
 }
 
 func (m *model) open(r *record, w *walk) {
+	if w.to == 0 {
+		r.lanes[one(w.reply)] = lane{w.link, w.way | laneWay}
+		return
+	}
 	r.lanes[one(w.reply)] = lane{w.link, w.to}
 	if w.fromPod != 0 {
 		r.lanes[one(!w.reply)] = lane{w.to, w.fromPod}

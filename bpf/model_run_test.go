@@ -45,7 +45,7 @@ func newDuel(tb testing.TB) *duel {
 	m := &model{
 		led:  map[netip.Prefix]bool{},
 		pods: map[netip.Addr]uint32{}, host: map[netip.Addr]bool{}, uplink: n.up,
-		routes: map[netip.Prefix]DatapathReason{}, vips: map[netip.AddrPort]frontend{}, ports: map[uint16]frontend{},
+		routes: map[netip.Prefix]DatapathReason{}, ways: map[netip.Prefix]uint32{}, vips: map[netip.AddrPort]frontend{}, ports: map[uint16]frontend{},
 	}
 	d := &duel{netLab: n, model: m, seen: map[[2]int]uint64{}}
 	for r := range DatapathReasonREASON_MAX {
@@ -95,13 +95,16 @@ func (d *duel) addRoute(a netip.Addr, kind DatapathRouteKind) {
 	if a == direct.at(one(a.Is6())) {
 		v.Dsr, v.Far, d.led[p] = d.up, key(netip.MustParseAddr("192.0.2.2")), true
 	}
-	d.put(d.objs.Routes, DatapathRouteKey{Bits: bits, Addr: key(p.Addr())}, v)
 	acts := map[DatapathRouteKind]DatapathReason{
 		DatapathRouteKindROUTE_NATIVE: DatapathReasonFWD_NATIVE, DatapathRouteKindROUTE_TUNNEL: DatapathReasonFWD_TUNNEL,
 	}
 	if d.routes[p] = DatapathReasonPASS_ROUTE; acts[kind] != 0 {
 		d.routes[p] = acts[kind]
+		v.Way = uint32(len(d.ways) + 1)
+		d.ways[p] = v.Way
+		d.put(d.objs.Ways, v.Way, DatapathWay{Kind: v.Kind, Oif: v.Oif, Next: v.Next})
 	}
+	d.put(d.objs.Routes, DatapathRouteKey{Bits: bits, Addr: key(p.Addr())}, v)
 }
 
 // addNodePort leads a port of the node to a backend elsewhere.

@@ -19,7 +19,8 @@ type fragment struct {
 	proto    uint8
 }
 
-// lane is the short cut of one direction, from link to link.
+// lane is the short cut of one direction, from link to link or, with laneWay,
+// to another node.
 type lane struct{ from, to uint32 }
 
 // record is what is known of a flow, under one of its tuples.
@@ -44,6 +45,7 @@ type model struct {
 	uplink uint32
 	masq   [2]netip.Addr
 	routes map[netip.Prefix]DatapathReason // how they are reached
+	ways   map[netip.Prefix]uint32         // the numbers of those that have a short cut
 	vips   map[netip.AddrPort]frontend     // TCP and UDP, asked from pods
 	ports  map[uint16]frontend             // of the node, from anywhere
 	led    map[netip.Prefix]bool           // whose node takes what is led to it
@@ -69,6 +71,7 @@ type walk struct {
 	snat    netip.Addr
 	to      uint32 // link of the pod it is for
 	fromPod uint32
+	way     uint32 // the number of its way to another node
 	act     DatapathReason
 }
 
@@ -80,10 +83,14 @@ type outcome struct {
 }
 
 func (m *model) run(hook DatapathHook, link uint32, in []byte) outcome {
-	if to, ok := m.express(hook, link, in); ok {
+	to, ok := m.express(hook, link, in)
+	if ok && to&laneWay == 0 {
 		return outcome{reason: DatapathReasonFWD_LOCAL, out: in, w: &walk{to: to}}
 	}
 	p, why := m.parse(in)
+	if ok && p.ttl > 1 {
+		return m.byWay(to, &walk{parsed: p, now: p.tuple}, in)
+	}
 	w := &walk{parsed: p, hook: hook, link: link, now: p.tuple, act: DatapathReasonPASS_HOST}
 	stages := []func(*walk) DatapathReason{m.spoof, m.conntrack, m.service, m.forward}
 	if hook >= DatapathHookHOOK_TOPOD {
@@ -102,6 +109,17 @@ func (m *model) run(hook DatapathHook, link uint32, in []byte) outcome {
 	if !ok {
 		return outcome{reason: DatapathReasonDROP_REWRITE, w: w}
 	}
+	return outcome{reason: w.act, w: w, out: out}
+}
+
+// byWay sends by the short cut to another node.
+func (m *model) byWay(to uint32, w *walk, in []byte) outcome {
+	for p, n := range m.ways {
+		if n == to&^laneWay {
+			w.act = m.routes[p]
+		}
+	}
+	out, _ := w.rewrite(in)
 	return outcome{reason: w.act, w: w, out: out}
 }
 
@@ -124,6 +142,8 @@ func (m *model) set(r *record) {
 func (r *record) is(f DatapathCtFlags) bool { return r.flags&f != 0 }
 
 const (
+	laneWay = 1 << 31
+
 	synFlag, ackFlag, finFlag, rstFlag = 0x02, 0x10, 0x01, 0x04
 
 	closing = DatapathCtFlagsCT_FIN_ORIG | DatapathCtFlagsCT_FIN_REPLY | DatapathCtFlagsCT_RST

@@ -59,7 +59,8 @@ func swap(p uint16) uint16 { return bits.ReverseBytes16(p) }
 
 func newNetLab(tb testing.TB) *netLab {
 	tb.Helper()
-	objs := load(tb, 1|1<<slices.Index(booleans, DatapathVarCfgDsr))
+	on := func(name string) uint { return 1 << slices.Index(booleans, name) }
+	objs := load(tb, on(DatapathVarCfgServices)|on(DatapathVarCfgDsr)|on(DatapathVarCfgTunDirect))
 	runtime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		tb.Fatal(err)

@@ -86,6 +86,8 @@ type Dataplane struct {
 	nodeKnown, peersKnown bool
 	tunnel                int // index of the overlay's device, 0: none
 	underlay              netip.Addr
+	underMTU              int                       // of the link below it
+	under                 map[netip.Addr]maps.Under // of the peers behind the overlay
 	peerRoutes            attach.PeerRoutes
 
 	attached  map[int]bool // interfaces of pods with our programs
@@ -211,7 +213,7 @@ func (d *Dataplane) Start(ctx context.Context) (retErr error) {
 // openMaps wraps the maps that are loaded.
 func (d *Dataplane) openMaps() {
 	d.eps = maps.NewEndpoints(d.kernel.Eps, d.kernel.DsrIds)
-	d.routes = maps.NewRoutes(d.kernel.Routes)
+	d.routes = maps.NewRoutes(d.kernel.Routes, d.kernel.Ways)
 	d.ups = maps.NewUplinks(d.kernel.Uplinks)
 	d.flows = maps.NewConntrack(d.kernel.Ct)
 	d.rates = maps.NewRates(d.kernel.Rates)
@@ -240,6 +242,7 @@ func (d *Dataplane) options(cookie uint64) attach.Options {
 			"cfg_host_cookie": cookie,
 			"cfg_vni":         d.cfg.Tunnel.VNI,
 			"cfg_tun_port":    maps.Port(d.cfg.Tunnel.Port),
+			"cfg_tun_direct":  d.cfg.Tunnel.Direct,
 			"cfg_snat_min":    d.cfg.SNATPorts.Min,
 			"cfg_snat_max":    d.cfg.SNATPorts.Max,
 		},

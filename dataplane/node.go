@@ -208,10 +208,13 @@ func (d *Dataplane) lookAtHost(force bool) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if !force && reflect.DeepEqual(d.relevant(host), d.host) {
-		return nil
+	if force || !reflect.DeepEqual(d.relevant(host), d.host) {
+		return d.syncHost(host)
 	}
-	return d.syncHost(host)
+	if d.underChanged() {
+		return d.syncRoutes()
+	}
+	return nil
 }
 
 // settle waits until a burst of changes is over; false when ctx ended first.

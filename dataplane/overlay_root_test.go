@@ -4,6 +4,7 @@ package dataplane
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 	"syscall"
@@ -90,5 +91,61 @@ func TestRootOverlayLarge(t *testing.T) {
 				t.Errorf("%s, %s: 1300 bytes: %v", what, family(b.addrs[i]), err)
 			}
 		}
+	}
+}
+
+// overDevice is how many packets the overlay's device has sent.
+func (h *host) overDevice(t *testing.T) (n int) {
+	t.Helper()
+	if _, err := fmt.Sscan(h.run(t, "ip -s -o link show nvx0 | sed 's/.*TX: *[^0-9]*[0-9]* *\\([0-9]*\\).*/\\1/'"), &n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// TestRootOverlayDirect: flows through the overlay leave and come without its
+// device, until the way to the other node is one that only the kernel knows, and
+// no stream notices.
+func TestRootOverlayDirect(t *testing.T) {
+	for _, direct := range []bool{true, false} {
+		t.Run(fmt.Sprint(direct), func(t *testing.T) {
+			l := newLabWith(t, 2, func(c *Config) { c.Tunnel.Direct = direct })
+			x, y := l.hosts[0], l.hosts[1]
+			a, b := x.addPod(t, "a"), y.addPod(t, "b")
+			l.join(t, "vxlan")
+			b.serve(t, "b", 80, b.addrs...)
+			var streams []*stream
+			for i := range 2 {
+				s := a.stream(t, netip.AddrPortFrom(b.addrs[i], 80))
+				s.progress(t)
+				streams = append(streams, s)
+			}
+			// progress is how many packets the devices sent meanwhile.
+			progress := func() int {
+				before := x.overDevice(t) + y.overDevice(t)
+				for _, s := range streams {
+					s.progress(t)
+				}
+				return x.overDevice(t) + y.overDevice(t) - before
+			}
+			if n := progress(); (n == 0) != direct {
+				t.Errorf("the devices sent %d packets", n)
+			}
+			x.run(t, "ip link add side type veth peer name side netns "+y.path)
+			for i, h := range l.hosts {
+				far := l.hosts[1-i].node.Addrs[0]
+				h.run(t, fmt.Sprintf(`ip addr add 192.168.50.%d/24 dev side; ip link set side mtu 1600 up
+					ip route add %s/32 via 192.168.50.%d src %s`, i+1, far, 2-i, h.node.Addrs[0]))
+			}
+			eventually(t, "the devices carry the flows", func() error {
+				if progress() == 0 {
+					return errors.New("they send nothing")
+				}
+				return nil
+			})
+			for _, s := range streams {
+				s.finish(t)
+			}
+		})
 	}
 }

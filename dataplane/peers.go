@@ -66,6 +66,7 @@ func (d *Dataplane) syncRoutes() error {
 	if err := d.syncTunnel(); err != nil {
 		p.errs = append(p.errs, err)
 	}
+	d.under = map[netip.Addr]dpmaps.Under{}
 	var taken []netip.Prefix
 	for _, name := range slices.Sorted(maps.Keys(d.peers)) {
 		d.addPeer(&p, d.peers[name], &taken)
@@ -132,7 +133,9 @@ func (d *Dataplane) addTunnel(p *paths, peer Peer, dst netip.Prefix, kernel bool
 		Next:    far,
 		MAC:     attach.TunnelMAC(far),
 		SrcMAC:  attach.TunnelMAC(d.underlay),
+		Under:   d.underOf(far),
 	})
+	d.under[far] = p.bpf[dst].Under
 	if kernel {
 		p.kernel[dst] = attach.PeerRoute{
 			Dst: dst, IfIndex: d.tunnel, Tunnel: far, VNI: d.cfg.Tunnel.VNI, Src: d.nodeAddr(dst.Addr().Is4()),
@@ -225,7 +228,7 @@ func (d *Dataplane) syncTunnel() error {
 			return fmt.Errorf("overlay: %w", err)
 		}
 	}
-	d.tunnel, d.underlay = idx, under
+	d.tunnel, d.underlay, d.underMTU = idx, under, mtu
 	return nil
 }
 

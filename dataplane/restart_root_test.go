@@ -66,7 +66,7 @@ func (s *stream) run() error {
 		}
 		sum := sha256.Sum256(fmt.Append(nil, i))
 		block := bytes.Repeat(sum[:], 512)
-		s.conn.SetDeadline(time.Now().Add(dialTimeout)) //nolint:errcheck // a socket has deadlines
+		s.conn.SetDeadline(time.Now().Add(streamTimeout())) //nolint:errcheck // a socket has deadlines
 		if _, err := s.conn.Write(block); err != nil {
 			return fmt.Errorf("block %d: %w", i, err)
 		}
@@ -82,6 +82,14 @@ func (s *stream) run() error {
 		default:
 		}
 	}
+}
+
+// streamTimeout is how long a block may take; an emulated machine takes its time.
+func streamTimeout() time.Duration {
+	if testing.Short() {
+		return 10 * dialTimeout
+	}
+	return dialTimeout
 }
 
 // progress waits until the stream has carried more blocks.

@@ -33,6 +33,7 @@ func BenchmarkRootPath(b *testing.B) {
 	kernA, kernB := newKernelPath(b)
 	paths := []path{
 		{"wire", wireA, wireB, netip.MustParseAddrPort("10.9.0.2:5000"), netip.MustParseAddrPort("10.9.0.2:5000")},
+		{"wire6", wireA, wireB, netip.MustParseAddrPort("[fd09::2]:5000"), netip.MustParseAddrPort("[fd09::2]:5000")},
 		{"kernel", kernA, kernB, netip.MustParseAddrPort("10.9.2.2:5000"), netip.MustParseAddrPort("10.9.2.2:5000")},
 		{"pod", x.netns, y.netns, netip.AddrPortFrom(y.addrs[0], 5000), netip.AddrPortFrom(y.addrs[0], 5000)},
 		{"pod6", x.netns, y.netns, netip.AddrPortFrom(y.addrs[1], 5000), netip.AddrPortFrom(y.addrs[1], 5000)},
@@ -111,8 +112,8 @@ func farVIPs(i int) []netip.Addr {
 func newWire(b *testing.B) (x, y netns) {
 	b.Helper()
 	x, y = newNetNS(b, "wireA"), newNetNS(b, "wireB")
-	x.run(b, "ip link add eth0 type veth peer name eth0 netns "+y.path+"; ip addr add 10.9.0.1/24 dev eth0; ip link set eth0 up")
-	y.run(b, "ip addr add 10.9.0.2/24 dev eth0; ip link set eth0 up")
+	x.run(b, "ip link add eth0 type veth peer name eth0 netns "+y.path+"; ip addr add 10.9.0.1/24 dev eth0; ip addr add fd09::1/64 dev eth0 nodad; ip link set eth0 up")
+	y.run(b, "ip addr add 10.9.0.2/24 dev eth0; ip addr add fd09::2/64 dev eth0 nodad; ip link set eth0 up")
 	return x, y
 }
 

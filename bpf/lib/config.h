@@ -27,6 +27,9 @@ volatile const bool cfg_recall = false;
 /* The cookie of the node's network namespace, whose UDP sockets are translated. */
 volatile const __u64 cfg_host_cookie = 0;
 
+/* Flows through the overlay get and lose their outer headers without its device. */
+volatile const bool cfg_tun_direct = true;
+
 /* UDP port of the overlay. */
 volatile const __be16 cfg_tun_port = bpf_htons(8472);
 

@@ -36,9 +36,9 @@ enum ct_flags {
 	CT_RESET = 0x1000,  /* its backend is gone: the next packet of either side gets a RST */
 	CT_SOCKET = 0x2000, /* the socket was translated, the packets are not: svc is known */
 	CT_KERNEL =
-		0x4000, /* begun while the kernel carried flows: it may have translated it too */
+		0x4000,	   /* begun while the kernel carried flows: it may have translated it too */
 	CT_WAITS = 0x8000, /* the kernel's, and not judged yet: it may still be translated */
-	CT_DSR = 0x10000, /* the backend's node answers the client itself */
+	CT_DSR = 0x10000,  /* the backend's node answers the client itself */
 };
 
 #define CT_CLOSING (CT_FIN_ORIG | CT_FIN_REPLY | CT_RST)
@@ -254,8 +254,9 @@ __noinline int conntrack(struct pkt *pkt)
 }
 
 /*
- * Opens the lanes of a flow that goes on as it is, to a pod of this node. The
- * epoch is the one that was read before the owners were looked up.
+ * Opens the lanes of a flow that goes on as it is, to a pod of this node or by
+ * a way to another one. The epoch is the one that was read before the owners were
+ * looked up.
  */
 static __always_inline void ct_lanes(struct ct_value *v, const struct pkt *pkt)
 {
@@ -266,8 +267,8 @@ static __always_inline void ct_lanes(struct ct_value *v, const struct pkt *pkt)
 		v->lane[1].to = 0;
 	}
 	v->lane[dir & 1].from = pkt->from;
-	v->lane[dir & 1].to = pkt->dst_if;
-	if (pkt->src_if) {
+	v->lane[dir & 1].to = pkt->dst_if ? pkt->dst_if : pkt->way | LANE_WAY;
+	if (pkt->src_if && pkt->dst_if) {
 		v->lane[~dir & 1].from = pkt->dst_if;
 		v->lane[~dir & 1].to = pkt->src_if;
 	}

@@ -2,8 +2,9 @@
 #pragma once
 
 /*
- * The short cut: a packet of a flow between two links of this node, whose
- * first packet the stages have judged, needs one look at the flow's record.
+ * The short cut: a packet of a flow between two links of this node, or from one
+ * to another node, whose first packet the stages have judged, needs one look at
+ * the flow's record.
  * Anything out of the ordinary (options, fragments, the SYN of a new
  * connection, an endpoint that came or went since) takes the long way, which
  * also decides whether the next packet may go short.
@@ -18,28 +19,24 @@
 #include "types.h"
 #include "verifier.h"
 
-#define IP4_PLAIN    0x45  /* version 4, no options */
 #define EXPRESS_HOST (~0U) /* not a link: to the node itself */
 
-/* Where ports and flags are, when the packet is an ordinary one. */
-static __always_inline void *express_ip(struct __sk_buff *skb, struct tuple *t)
+/* Where ports and flags are, when the packet at ip is an ordinary one. */
+static __always_inline void *express_ip(void *ip, void *end, __be16 proto, struct tuple *t)
 {
-	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	struct ip4_hdr *ip4 = data + ETH_LEN;
-	struct ip6_hdr *ip6 = data + ETH_LEN;
+	struct ip4_hdr *ip4 = ip;
+	struct ip6_hdr *ip6 = ip;
 
-	if (skb->vlan_present)
-		return NULL;
-	if (skb->protocol == ETHERTYPE_IP) {
-		if (data + ETH_LEN + IP4_LEN + UDP_LEN > end || ip4->ver_ihl != IP4_PLAIN ||
+	if (proto == ETHERTYPE_IP) {
+		if (ip + IP4_LEN + UDP_LEN > end || ip4->ver_ihl != IP4_PLAIN ||
 		    (ip4->frag & (IP4_MF | IP4_OFFSET)))
 			return NULL;
 		addr_from4(&t->src, ip4->src);
 		addr_from4(&t->dst, ip4->dst);
 		t->proto = ip4->proto;
-		return data + ETH_LEN + IP4_LEN;
+		return ip + IP4_LEN;
 	}
-	if (skb->protocol != ETHERTYPE_IPV6 || data + ETH_LEN + IP6_LEN + UDP_LEN > end)
+	if (proto != ETHERTYPE_IPV6 || ip + IP6_LEN + UDP_LEN > end)
 		return NULL;
 	addr_from6(&t->src, ip6->src);
 	addr_from6(&t->dst, ip6->dst);
@@ -47,12 +44,11 @@ static __always_inline void *express_ip(struct __sk_buff *skb, struct tuple *t)
 	if (addr_is4(&t->src))
 		return NULL;
 	t->proto = ip6->next;
-	return data + ETH_LEN + IP6_LEN;
+	return ip + IP6_LEN;
 }
 
 /* Reads ports and flags; what opens a connection has no short cut. */
-static __always_inline bool express_l4(struct __sk_buff *skb, struct tuple *t, void *l4,
-				       __u8 *flags)
+static __always_inline bool express_l4(struct tuple *t, void *l4, void *end, __u8 *flags)
 {
 	struct tcp_hdr *tcp = l4;
 
@@ -60,7 +56,7 @@ static __always_inline bool express_l4(struct __sk_buff *skb, struct tuple *t, v
 	t->dport = tcp->dport;
 	if (t->proto == PROTO_UDP)
 		return true;
-	if (t->proto != PROTO_TCP || l4 + TCP_LEN > (void *)(long)skb->data_end)
+	if (t->proto != PROTO_TCP || l4 + TCP_LEN > end)
 		return false;
 	*flags = tcp->flags;
 	return (*flags & (TCP_SYN | TCP_ACK)) != TCP_SYN;
@@ -79,40 +75,51 @@ static __always_inline __u32 express_from(struct __sk_buff *skb, __u32 hook)
 	return bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0) ? 0 : key.remote_ipv4;
 }
 
-/* What carries the overlay is the kernel's, and from_tun judges what is in it. */
+/* What carries the overlay is for inner.h, or the kernel's. */
 static __always_inline bool express_outer(const struct tuple *t, __u32 hook)
 {
 	return hook == HOOK_NET && t->proto == PROTO_UDP && t->dport == cfg_tun_port &&
 	       endpoint_host_at(&t->dst);
 }
 
-/*
- * The link that the packet goes to at once; 0: it has to take the long way,
- * which needs the stack that this would hold if it were inlined.
- */
-static __noinline __u32 express(struct __sk_buff *skb, __u32 hook)
+/* Where the lane of a packet leads, which begins where it came from; 0: nowhere. */
+static __always_inline __u32 express_lane(const struct tuple *t, __u8 flags, __u32 from)
 {
-	struct tuple t, key;
+	struct tuple key;
 	struct ct_value *v;
 	__u32 dir, to;
-	__u8 flags = 0;
-	void *l4;
 
-	__builtin_memset(t.pad, 0, sizeof(t.pad));
-	l4 = express_ip(skb, &t);
-	if (!l4 || !express_l4(skb, &t, l4, &flags))
-		return 0;
-	if (express_outer(&t, hook))
-		return EXPRESS_HOST;
-	dir = ct_key(&key, &t);
+	dir = ct_key(&key, t);
 	v = bpf_map_lookup_elem(&ct, &key);
 	if (!v || v->epoch != epoch)
 		return 0;
 	dir = opaque(dir ^ (v->flags & CT_SWAPPED)) & 1;
 	to = v->lane[dir].to;
-	if (to && v->lane[dir].from == express_from(skb, hook)) {
-		ct_mark(v, ct_flags_of(dir, flags));
-		return to;
-	}
-	return 0;
+	if (!to || v->lane[dir].from != from)
+		return 0;
+	ct_mark(v, ct_flags_of(dir, flags));
+	return to;
+}
+
+/*
+ * The link that the packet goes to at once, or the way with LANE_WAY; 0: it has
+ * to take the long way, which needs the stack that this would hold if it were
+ * inlined.
+ */
+static __noinline __u32 express(struct __sk_buff *skb, __u32 hook)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct tuple t;
+	__u8 flags = 0;
+	void *l4;
+
+	if (skb->vlan_present)
+		return 0;
+	__builtin_memset(t.pad, 0, sizeof(t.pad));
+	l4 = express_ip(data + ETH_LEN, end, (__be16)skb->protocol, &t);
+	if (!l4 || !express_l4(&t, l4, end, &flags))
+		return 0;
+	if (express_outer(&t, hook))
+		return EXPRESS_HOST;
+	return express_lane(&t, flags, express_from(skb, hook));
 }

@@ -11,7 +11,11 @@
 #include <bpf/bpf_helpers.h>
 #include "types.h"
 
-/* The way of one direction between two links of this node; to is 0 for none. */
+/*
+ * The short cut of one direction: from a link of this node, or a node of the
+ * overlay, to a link or, with LANE_WAY, by a way to another node (way.h). To is
+ * 0 for none.
+ */
 struct ct_lane {
 	__u32 from;
 	__u32 to;

@@ -13,12 +13,8 @@
 #include "proto.h"
 #include "reason.h"
 #include "route.h"
+#include "send.h"
 #include "snat.h"
-
-#define FAMILY_INET  2
-#define FAMILY_INET6 10
-
-#define MTU_MIN 1280 /* no IPv6 link is smaller */
 
 static __always_inline bool translated(const struct pkt *pkt)
 {
@@ -141,6 +137,7 @@ static __always_inline int forward_route(struct pkt *pkt, const struct route *rt
 		return PASS_ROUTE;
 	pkt->oif = rt->oif;
 	pkt->next = rt->next;
+	pkt->way = rt->way;
 	if (rt->kind == ROUTE_NATIVE)
 		return FWD_NATIVE;
 	__builtin_memcpy(pkt->mac, rt->mac, sizeof(pkt->mac));
@@ -228,8 +225,9 @@ static __always_inline int forward_fits(struct __sk_buff *skb, struct pkt *pkt)
 /* May the rest of the flow take the short cut? */
 static __always_inline bool forward_short(const struct pkt *pkt)
 {
-	return pkt->act == FWD_LOCAL && pkt->from && !translated(pkt) && !pkt->src_rate &&
-	       !pkt->dst_rate;
+	if (!pkt->from || translated(pkt) || pkt->src_rate || pkt->dst_rate)
+		return false;
+	return pkt->act == FWD_LOCAL || (pkt->way && pkt->hook == HOOK_POD);
 }
 
 /*

@@ -24,6 +24,7 @@ struct pkt {
 	__u32 src_if;	  /* link of the pod that sent it, 0: no pod of this node */
 	__u32 dst_if;	  /* link of the pod that owns n.dst, 0: no pod of this node */
 	__u32 oif;	  /* interface to leave by */
+	__u32 way;	  /* the way to another node that has a short cut, 0: none */
 	__u32 back;	  /* interface towards the outside, for the record of the flow */
 	__u32 svc;	  /* id of the service that was addressed */
 	__u32 ct_flags;	  /* what the flow's record says, or shall say */
@@ -34,10 +35,10 @@ struct pkt {
 		__u16 inner; /* of an ICMP error: offset of the quoted IP header */
 		__u16 mtu;   /* of others: that of a way ahead that is too narrow; 0: it fits */
 	};
-	__u16 inner_l4;	  /* and of what follows that */
-	__u16 l4;	  /* offset of the transport header */
-	__u8 hook;	  /* enum hook */
-	__u8 act;	  /* enum reason: where forward sends it */
+	__u16 inner_l4; /* and of what follows that */
+	__u16 l4;	/* offset of the transport header */
+	__u8 hook;	/* enum hook */
+	__u8 act;	/* enum reason: where forward sends it */
 	__u8 ttl;
 	__u8 tcp_flags;
 	__u8 icmp_type;

@@ -14,6 +14,9 @@
 #define TCP_LEN	  20
 #define PORTS_LEN 4
 
+#define IP4_PLAIN 0x45 /* version 4, no options */
+#define MTU_MIN	  1280 /* no IPv6 link is smaller */
+
 #define ETHERTYPE_IP   bpf_htons(0x0800)
 #define ETHERTYPE_ARP  bpf_htons(0x0806)
 #define ETHERTYPE_IPV6 bpf_htons(0x86dd)
@@ -105,6 +108,13 @@ struct udp_hdr {
 	__be16 len;
 	__sum16 csum;
 };
+
+struct vxlan_hdr {
+	__be32 flags;
+	__be32 vni; /* and a byte that is zero */
+};
+
+#define VXLAN_HAS_VNI bpf_htonl(0x08000000)
 
 struct icmp_hdr {
 	__u8 type;

@@ -11,6 +11,7 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 #include "addr.h"
+#include "csum.h"
 #include "nat.h"
 #include "pkt.h"
 #include "proto.h"
@@ -30,14 +31,6 @@ struct reject6 {
 	struct ip6_hdr ip;
 	struct icmp_hdr icmp;
 };
-
-static __always_inline __sum16 csum_fold(__u64 sum)
-{
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return (__sum16)~sum;
-}
 
 /* How much is quoted: up to the whole TCP header, in words. */
 static __always_inline __u32 reject_quote(const struct __sk_buff *skb, __u32 most)

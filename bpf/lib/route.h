@@ -26,12 +26,13 @@ struct route {
 	struct addr next; /* native: next hop; tunnel: the other node */
 	__u8 mac[6];	  /* tunnel: of the other node's overlay device */
 	__u8 smac[6];	  /* tunnel: of ours */
-	__u32 dsr;	  /* overlay device by which its node takes flows to answer itself; 0: not */
-	struct addr far;  /* that node's end of the overlay */
+	__u32 dsr;	 /* overlay device by which its node takes flows to answer itself; 0: not */
+	struct addr far; /* that node's end of the overlay */
+	__u32 way;	 /* the same for the short cut: way.h; 0: none */
 };
 
 _Static_assert(sizeof(struct route_key) == 20, "route_key is a map key: no padding");
-_Static_assert(sizeof(struct route) == 56, "route: no padding");
+_Static_assert(sizeof(struct route) == 60, "route: no padding");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);

@@ -25,6 +25,9 @@ struct tuple {
 
 _Static_assert(sizeof(struct tuple) == 40, "tuple is a map key: no padding");
 
+/* Set where a short cut leads to another node: the rest is the number of the way. */
+#define LANE_WAY (1U << 31)
+
 /* Where a packet meets the data path. */
 enum hook {
 	HOOK_POD,   /* from a pod */

@@ -21,53 +21,18 @@
 #include "reason.h"
 #include "reject.h"
 #include "reset.h"
+#include "send.h"
 #include "stat.h"
+#include "way.h"
 
 #define ACT_OK	     0
 #define ACT_SHOT     2
 #define ACT_REDIRECT 7
 
-#define PKT_HOST 0
-
 /* The kernel's codes for "mine" in both kinds of attachment, clsact and tcx. */
 _Static_assert(ACT_OK == 0 && ACT_SHOT == 2 && ACT_REDIRECT == 7, "TC_ACT_* and TCX_*");
 
-static __always_inline long send_native(const struct pkt *pkt)
-{
-	struct bpf_redir_neigh nh = {};
-
-	if (addr_zero(&pkt->next))
-		return bpf_redirect_neigh(pkt->oif, NULL, 0, 0);
-	if (addr_is4(&pkt->next)) {
-		nh.nh_family = FAMILY_INET;
-		nh.ipv4_nh = addr_to4(&pkt->next);
-	} else {
-		nh.nh_family = FAMILY_INET6;
-		__builtin_memcpy(nh.ipv6_nh, &pkt->next, 16);
-	}
-	return bpf_redirect_neigh(pkt->oif, &nh, sizeof(nh), 0);
-}
-
-static __always_inline long send_tunnel(struct __sk_buff *skb, const struct pkt *pkt)
-{
-	struct bpf_tunnel_key key = { .tunnel_id = cfg_vni, .tunnel_ttl = 64 };
-	__u64 flags = 0;
-
-	if (pkt->act == FWD_DSR)
-		key.tunnel_id ^= DSR_VNI_BIT;
-	if (mac_write(skb, pkt->mac))
-		return ACT_SHOT;
-	if (addr_is4(&pkt->next)) {
-		key.remote_ipv4 = bpf_ntohl(addr_to4(&pkt->next));
-		flags = BPF_F_ZERO_CSUM_TX;
-	} else {
-		__builtin_memcpy(key.remote_ipv6, &pkt->next, 16);
-		flags = BPF_F_TUNINFO_IPV6;
-	}
-	if (bpf_skb_set_tunnel_key(skb, &key, sizeof(key), flags))
-		return ACT_SHOT;
-	return bpf_redirect(pkt->oif, 0);
-}
+#define PKT_HOST 0
 
 /* The link addresses stay as they are: the pod's stack has no use for them. */
 static __always_inline long send_local(struct __sk_buff *skb, const struct pkt *pkt)
@@ -83,28 +48,49 @@ static __always_inline long send(struct __sk_buff *skb, const struct pkt *pkt)
 	case FWD_LOCAL:
 		return send_local(skb, pkt);
 	case FWD_NATIVE:
-		return ttl_less(skb, pkt) ? ACT_SHOT : send_native(pkt);
+		return ttl_less(skb, pkt) ? ACT_SHOT : send_native(pkt->oif, &pkt->next);
 	case FWD_WORLD:
 		return ttl_less(skb, pkt) ? ACT_SHOT : bpf_redirect_neigh(pkt->oif, NULL, 0, 0);
 	case FWD_TUNNEL:
 	case FWD_DSR:
-		return ttl_less(skb, pkt) ? ACT_SHOT : send_tunnel(skb, pkt);
+		if (ttl_less(skb, pkt))
+			return ACT_SHOT;
+		return send_tunnel(skb, pkt->oif, &pkt->next, pkt->mac,
+				   pkt->act == FWD_DSR ? cfg_vni ^ DSR_VNI_BIT : cfg_vni);
 	default:
 		return ACT_OK;
 	}
 }
 
-/* By the short cut to a pod's link, or to the node. */
-static __always_inline int verdict_express(struct __sk_buff *skb, __u8 hook, __u32 to)
+/* By the short cut to a pod's link; counted as at the hook. */
+static __always_inline int verdict_lane(struct __sk_buff *skb, __u8 hook, __u32 to)
 {
-	if (to == EXPRESS_HOST) {
-		count(skb, hook, PASS_HOST);
-		return ACT_OK;
-	}
 	count(skb, hook, FWD_LOCAL);
 	if (hook == HOOK_TUN)
 		bpf_skb_change_type(skb, PKT_HOST);
 	return (int)bpf_redirect_peer(to, 0);
+}
+
+/* By the short cut to another node; ACT_OK: it takes the long way. */
+static __always_inline int verdict_way(struct __sk_buff *skb, __u32 idx)
+{
+	int act = way_send(skb, idx);
+
+	if (act >= 0)
+		return act;
+	count(skb, HOOK_POD, DROP_REDIRECT);
+	return ACT_SHOT;
+}
+
+/* What carries the overlay: by the short cut what is in it, else to the device. */
+static __always_inline int verdict_outer(struct __sk_buff *skb)
+{
+	__u32 to = cfg_tun_direct ? outer_express(skb) : 0;
+
+	if (to)
+		return verdict_lane(skb, HOOK_TUN, to);
+	count(skb, HOOK_NET, PASS_HOST);
+	return ACT_OK;
 }
 
 /* A stage stopped the packet: ret is the negative of its reason. */
@@ -144,7 +130,7 @@ __noinline int verdict(struct __sk_buff *skb, struct pkt *pkt, int ret)
 	if (!pkt->known && watched && ct_opens(pkt))
 		emit(skb, pkt, pkt->act);
 	act = send(skb, pkt);
-	if (act == ACT_SHOT)
+	if (act == ACT_SHOT || act < 0)
 		return verdict_stop(skb, pkt, -DROP_REDIRECT);
 	return (int)act;
 }

@@ -25,13 +25,15 @@ type Route struct {
 	// answer them itself, and Far that node's end of the overlay; 0: it does not.
 	DSR int
 	Far netip.Addr
+	// Under is what lies below a tunnel.
+	Under Under
 }
 
-// Routes is the trie from range to route.
-type Routes struct{ m *ebpf.Map }
+// Routes is the trie from range to route, and the table of their short cuts.
+type Routes struct{ m, ways *ebpf.Map }
 
-// NewRoutes wraps the map "routes".
-func NewRoutes(m *ebpf.Map) Routes { return Routes{m} }
+// NewRoutes wraps the maps "routes" and "ways".
+func NewRoutes(m, ways *ebpf.Map) Routes { return Routes{m, ways} }
 
 func routeKey(p netip.Prefix) bpf.DatapathRouteKey {
 	return bpf.DatapathRouteKey{Bits: prefixBits(p), Addr: AddrOf(p.Masked().Addr())}
@@ -45,14 +47,21 @@ func routeValue(r Route) bpf.DatapathRoute {
 }
 
 // Sync makes the trie hold what is wanted, and writes only what differs. With
-// prune it removes what is not wanted.
+// prune it removes what is not wanted. The epoch has to be raised after it.
 func (r Routes) Sync(want map[netip.Prefix]Route, prune bool) error {
 	have, err := all[bpf.DatapathRouteKey, bpf.DatapathRoute](r.m)
 	if err != nil {
 		return err
 	}
+	ways, err := number(r.ways, have)
+	if err != nil {
+		return err
+	}
 	for p, rt := range want {
 		k, v := routeKey(p), routeValue(rt)
+		if v.Way, err = ways.at(wayOf(rt)); err != nil {
+			return err
+		}
 		old, ok := have[k]
 		delete(have, k)
 		if ok && old == v {
