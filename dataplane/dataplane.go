@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"k8s.io/apimachinery/pkg/types"
@@ -34,6 +35,8 @@ type Deps struct {
 	Object func() (*ebpf.CollectionSpec, error)
 	// OnUpgrade is called before each step of an upgrade of maps; nil: nobody asks.
 	OnUpgrade func(step string)
+	// SweepEvery is the pause between two walks over the table of flows; 0: 15 s.
+	SweepEvery time.Duration
 	// Policies says that somebody will tell of network policies: until then no
 	// new endpoint is let in whose isolation may depend on them.
 	Policies bool
@@ -62,6 +65,7 @@ type Dataplane struct {
 	mode     maps.Mode
 
 	flowCount, affinityCount atomic.Uint32 // records, as of the last sweep
+	portsShort               atomic.Bool   // flows found no port: the next sweep makes room
 
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -117,6 +121,9 @@ func New(cfg Config, deps Deps) (*Dataplane, error) {
 	}
 	if deps.Log == nil {
 		deps.Log = slog.New(slog.DiscardHandler)
+	}
+	if deps.SweepEvery == 0 {
+		deps.SweepEvery = sweepEvery
 	}
 	return &Dataplane{
 		cfg:         cfg,
@@ -207,6 +214,7 @@ func (d *Dataplane) Start(ctx context.Context) (retErr error) {
 	d.wg.Go(func() { d.followPods(run) })
 	d.wg.Go(func() { d.sweepFlows(run) })
 	d.wg.Go(func() { d.followEvents(run) })
+	d.wg.Go(func() { d.watchPorts(run) })
 	return nil
 }
 

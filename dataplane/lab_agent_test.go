@@ -79,15 +79,20 @@ func (h *host) startAgent(tb testing.TB) {
 }
 
 // Variables of an agent's environment: the programs that it loads instead of
-// its own, and the step of an upgrade at which it kills itself.
+// its own, the step of an upgrade at which it kills itself, and the pause between
+// its sweeps.
 const (
 	labObject = "NODEAGENT_LAB_OBJECT"
 	labDie    = "NODEAGENT_LAB_DIE"
+	labSweep  = "NODEAGENT_LAB_SWEEP"
 )
 
 // labDeps are what the environment asks for.
 func labDeps(log *slog.Logger, policies bool) Deps {
 	deps := Deps{Log: log, Policies: policies}
+	if every := os.Getenv(labSweep); every != "" {
+		deps.SweepEvery, _ = time.ParseDuration(every)
+	}
 	if path := os.Getenv(labObject); path != "" {
 		deps.Object = func() (*ebpf.CollectionSpec, error) { return ebpf.LoadCollectionSpec(path) }
 	}

@@ -21,7 +21,7 @@ const (
 	// faster attachment: each one holds the lock of all interface changes for
 	// about 10 ms.
 	podsQuiet = 2 * time.Second
-	// sweepEvery is the pause between two walks over the table of flows.
+	// sweepEvery is the usual pause between two walks over the table of flows.
 	sweepEvery = 15 * time.Second
 	// udpStreamAfter is how long a UDP flow has to last to be more than one exchange.
 	udpStreamAfter = 2 * time.Second
@@ -91,7 +91,7 @@ func (d *Dataplane) handOver(idx int) error {
 
 // sweepFlows forgets flows that are idle, and those of addresses that are gone.
 func (d *Dataplane) sweepFlows(ctx context.Context) {
-	tick := time.NewTicker(sweepEvery)
+	tick := time.NewTicker(d.deps.SweepEvery)
 	defer tick.Stop()
 	for {
 		select {
@@ -114,7 +114,7 @@ func (d *Dataplane) sweepFlows(ctx context.Context) {
 		lost := maps.Clone(d.lost)
 		clear(d.lost)
 		d.svcMu.Unlock()
-		if _, err := d.sweep(gone, lost); err != nil {
+		if _, err := d.sweep(gone, lost, d.portsShort.Swap(false)); err != nil {
 			d.log.ErrorContext(ctx, "sweep flows", "err", err)
 		}
 		if err := d.disconnect(lost); err != nil {
@@ -123,8 +123,9 @@ func (d *Dataplane) sweepFlows(ctx context.Context) {
 	}
 }
 
-// sweep walks the table once and returns how many records it removed.
-func (d *Dataplane) sweep(gone map[netip.Addr]bool, lost map[lostBackend]bool) (int, error) {
+// sweep walks the table once and returns how many records it removed. When ports
+// are short it is in a hurry with those that hold one.
+func (d *Dataplane) sweep(gone map[netip.Addr]bool, lost map[lostBackend]bool, short bool) (int, error) {
 	now, err := flows.Now()
 	if err != nil {
 		return 0, err
@@ -134,7 +135,7 @@ func (d *Dataplane) sweep(gone map[netip.Addr]bool, lost map[lostBackend]bool) (
 	err = d.flows.Each(func(f flows.Flow) bool {
 		count++
 		switch {
-		case touches(f, gone) || d.idle(f, now):
+		case touches(f, gone) || d.idle(f, now, short):
 			idle = append(idle, f)
 		case stranded(f, lost):
 			left = append(left, f)
@@ -148,7 +149,7 @@ func (d *Dataplane) sweep(gone map[netip.Addr]bool, lost map[lostBackend]bool) (
 			return false
 		}
 		other, ok := d.flows.Partner(f)
-		return ok && !d.idle(other, now)
+		return ok && !d.idle(other, now, short)
 	})
 	return len(idle) + len(left), errors.Join(err, d.flows.Delete(idle), d.abandon(left))
 }
@@ -162,11 +163,16 @@ func touches(f flows.Flow, gone map[netip.Addr]bool) bool {
 }
 
 // idle says whether a record was not used for longer than its kind may be.
-func (d *Dataplane) idle(f flows.Flow, now flows.Ticks) bool {
-	return now.Since(f.Seen) > d.timeout(f)
+func (d *Dataplane) idle(f flows.Flow, now flows.Ticks, short bool) bool {
+	t, ongoing := d.timeout(f)
+	if short {
+		t = pressed(f, t, ongoing)
+	}
+	return now.Since(f.Seen) > t
 }
 
-func (d *Dataplane) timeout(f flows.Flow) time.Duration {
+// timeout of a record, and whether it is of a connection or a stream that goes on.
+func (d *Dataplane) timeout(f flows.Flow) (_ time.Duration, ongoing bool) {
 	const closing = bpf.DatapathCtFlagsCT_FIN_ORIG | bpf.DatapathCtFlagsCT_FIN_REPLY
 	both := f.Is(bpf.DatapathCtFlagsCT_ORIG | bpf.DatapathCtFlagsCT_REPLY)
 	t := d.cfg.Timeouts
@@ -174,24 +180,24 @@ func (d *Dataplane) timeout(f flows.Flow) time.Duration {
 	case protoTCP:
 		switch {
 		case f.Is(closing) || f.Is(bpf.DatapathCtFlagsCT_RST):
-			return t.TCPClosing
+			return t.TCPClosing, false
 		case f.Is(bpf.DatapathCtFlagsCT_DSR | bpf.DatapathCtFlagsCT_FIN_ORIG):
 			// Where the other side's FIN does not pass.
-			return t.TCPSyn
+			return t.TCPSyn, false
 		case both:
-			return t.TCPEstablished
+			return t.TCPEstablished, true
 		default:
-			return t.TCPSyn
+			return t.TCPSyn, false
 		}
 	case protoUDP:
 		// One question and one answer are no stream: who asks a lot from new
 		// ports must not use them all up.
 		if both && f.Seen.Since(f.Since) > udpStreamAfter {
-			return t.UDPStream
+			return t.UDPStream, true
 		}
-		return t.UDP
+		return t.UDP, false
 	default:
-		return t.ICMP
+		return t.ICMP, false
 	}
 }
 

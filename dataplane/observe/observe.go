@@ -141,17 +141,11 @@ type Counter struct {
 // Counters reads the counters that are not zero, in the order of their numbers.
 func Counters(m *ebpf.Map) ([]Counter, error) {
 	var out []Counter
-	var per []bpf.DatapathCounter
 	for h := range bpf.DatapathHookHOOK_MAX {
 		for r := range bpf.DatapathReasonREASON_MAX {
-			idx := uint32(h)*uint32(bpf.DatapathReasonREASON_MAX) + uint32(r)
-			if err := m.Lookup(idx, &per); err != nil {
-				return nil, fmt.Errorf("read counter %d: %w", idx, err)
-			}
-			c := Counter{Hook: HookOf(h), Reason: ReasonOf(r)}
-			for _, v := range per {
-				c.Packets += v.Packets
-				c.Bytes += v.Bytes
+			c, err := CounterOf(m, h, r)
+			if err != nil {
+				return nil, err
 			}
 			if c.Packets > 0 {
 				out = append(out, c)
@@ -159,6 +153,21 @@ func Counters(m *ebpf.Map) ([]Counter, error) {
 		}
 	}
 	return out, nil
+}
+
+// CounterOf reads one counter, which may be zero.
+func CounterOf(m *ebpf.Map, h bpf.DatapathHook, r bpf.DatapathReason) (Counter, error) {
+	idx := uint32(h)*uint32(bpf.DatapathReasonREASON_MAX) + uint32(r)
+	var per []bpf.DatapathCounter
+	if err := m.Lookup(idx, &per); err != nil {
+		return Counter{}, fmt.Errorf("read counter %d: %w", idx, err)
+	}
+	c := Counter{Hook: HookOf(h), Reason: ReasonOf(r)}
+	for _, v := range per {
+		c.Packets += v.Packets
+		c.Bytes += v.Bytes
+	}
+	return c, nil
 }
 
 // Event is one packet that was refused, or the first of a flow when those are
