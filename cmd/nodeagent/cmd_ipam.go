@@ -5,60 +5,44 @@ package main
 import (
 	"fmt"
 	"strconv"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/nodeagent/nodeagent/api"
+	"github.com/nodeagent/nodeagent/cni/ipam"
 )
 
 func ipamCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "ipam",
-		Short: "Show the ranges of pod addresses and how full they are",
-		Args:  noArgs,
-	}
-	format := outputFlag(cmd)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		answer, err := getIPAM(cmd)
-		if err != nil {
-			return err
-		}
-		t := &table{header: []string{"POOL", "CIDR", "USED", "RESTING", "TOTAL", "USE"}}
-		for _, r := range answer.Ranges {
-			t.add(r.Pool, r.Prefix.String(), strconv.FormatUint(r.Used, 10), strconv.FormatUint(r.Resting, 10),
-				total(r.Total), percent(r.Used, r.Total))
-		}
-		return render(cmd.OutOrStdout(), *format, answer.Ranges, t)
-	}
-	cmd.AddCommand(ipamLeasesCommand(), ipamCheckCommand())
+	cmd := showPartCommand("ipam", "Show the ranges of pod addresses and how full they are", ipamPath,
+		func(a api.IPAM) (any, *table) { return a.Ranges, rangesTable(a.Ranges) })
+	cmd.AddCommand(
+		showPartCommand("leases", "Show every pod address and who has it", ipamPath,
+			func(a api.IPAM) (any, *table) { return a.Leases, leasesTable(a.Leases) }),
+		ipamCheckCommand())
 	return cmd
 }
 
-func ipamLeasesCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "leases",
-		Short: "Show every pod address and who has it",
-		Args:  noArgs,
+const ipamPath = "/v1/ipam"
+
+func rangesTable(ranges []ipam.Usage) *table {
+	t := &table{header: []string{"POOL", "CIDR", "USED", "RESTING", "TOTAL", "USE"}}
+	for _, r := range ranges {
+		t.add(r.Pool, r.Prefix.String(), strconv.FormatUint(r.Used, 10), strconv.FormatUint(r.Resting, 10),
+			total(r.Total), percent(r.Used, r.Total))
 	}
-	format := outputFlag(cmd)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		answer, err := getIPAM(cmd)
-		if err != nil {
-			return err
+	return t
+}
+
+func leasesTable(leases []api.Lease) *table {
+	t := &table{header: []string{"ADDRESS", "POOL", "POD", "STATE", "INTERFACE", "AGE", "ATTACHMENT"}}
+	for _, l := range leases {
+		pod := "-"
+		if l.Name != "" {
+			pod = l.Namespace + "/" + l.Name
 		}
-		t := &table{header: []string{"ADDRESS", "POOL", "POD", "STATE", "INTERFACE", "AGE", "ATTACHMENT"}}
-		for _, l := range answer.Leases {
-			pod := "-"
-			if l.Name != "" {
-				pod = l.Namespace + "/" + l.Name
-			}
-			age := time.Since(l.Since).Round(time.Second).String()
-			t.add(l.Addr.String(), l.Pool, pod, l.State, l.Interface, age, l.Owner)
-		}
-		return render(cmd.OutOrStdout(), *format, answer.Leases, t)
+		t.add(l.Addr.String(), l.Pool, pod, l.State, l.Interface, age(l.Since), l.Owner)
 	}
-	return cmd
+	return t
 }
 
 func ipamCheckCommand() *cobra.Command {
@@ -91,12 +75,6 @@ func ipamCheckCommand() *cobra.Command {
 		return nil
 	}
 	return cmd
-}
-
-func getIPAM(cmd *cobra.Command) (api.IPAM, error) {
-	var answer api.IPAM
-	err := client(cmd).Get(cmd.Context(), "/v1/ipam", &answer)
-	return answer, err
 }
 
 // manyAddrs is from where a range is as good as endless.

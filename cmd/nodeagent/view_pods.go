@@ -136,6 +136,11 @@ func short(id string) string { return id[:min(13, len(id))] }
 
 // showCommand makes a command that prints the answer of one GET.
 func showCommand[T any](use, shortHelp, path string, toTable func(T) *table) *cobra.Command {
+	return showPartCommand(use, shortHelp, path, func(v T) (any, *table) { return v, toTable(v) })
+}
+
+// showPartCommand shows a part of an answer, which is all that scripts see too.
+func showPartCommand[T any](use, shortHelp, path string, part func(T) (any, *table)) *cobra.Command {
 	cmd := &cobra.Command{Use: use, Short: shortHelp, Args: noArgs}
 	format := outputFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -143,7 +148,8 @@ func showCommand[T any](use, shortHelp, path string, toTable func(T) *table) *co
 		if err := client(cmd).Get(cmd.Context(), path, &v); err != nil {
 			return err
 		}
-		return render(cmd.OutOrStdout(), *format, v, toTable(v))
+		shown, t := part(v)
+		return render(cmd.OutOrStdout(), *format, shown, t)
 	}
 	return cmd
 }
