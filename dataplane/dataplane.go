@@ -83,6 +83,7 @@ type Dataplane struct {
 	endpoints map[string]Endpoint
 	owners    map[netip.Addr]string // address to endpoint id
 	peers     map[string]Peer
+	claims    map[netip.Prefix]string // which peer has a range
 	host      attach.Host
 	uplinks   map[int]string // attached, by index
 	// nodeKnown and peersKnown: somebody said so, and what an earlier daemon

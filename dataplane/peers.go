@@ -67,9 +67,11 @@ func (d *Dataplane) syncRoutes() error {
 		p.errs = append(p.errs, err)
 	}
 	d.under = map[netip.Addr]dpmaps.Under{}
-	var taken []netip.Prefix
+	var err error
+	d.claims, err = d.claim()
+	p.errs = append(p.errs, err)
 	for _, name := range slices.Sorted(maps.Keys(d.peers)) {
-		d.addPeer(&p, d.peers[name], &taken)
+		d.addPeer(&p, d.peers[name])
 	}
 	return errors.Join(append(p.errs,
 		d.routes.Sync(p.bpf, d.peersKnown),
@@ -79,7 +81,7 @@ func (d *Dataplane) syncRoutes() error {
 }
 
 // addPeer adds the paths to a peer's pods and to itself.
-func (d *Dataplane) addPeer(p *paths, peer Peer, taken *[]netip.Prefix) {
+func (d *Dataplane) addPeer(p *paths, peer Peer) {
 	mode := d.modeOf(peer)
 	for _, a := range peer.Addrs {
 		host := netip.PrefixFrom(a, a.BitLen())
@@ -91,12 +93,9 @@ func (d *Dataplane) addPeer(p *paths, peer Peer, taken *[]netip.Prefix) {
 	}
 	for _, c := range peer.PodCIDRs {
 		c = c.Masked()
-		overlap := func(o netip.Prefix) bool { return o.Overlaps(c) }
-		if slices.ContainsFunc(*taken, overlap) || slices.ContainsFunc(d.node.PodCIDRs, overlap) {
-			p.errs = append(p.errs, fmt.Errorf("%w peer %s: range %s overlaps with that of another node", ErrInvalid, peer.Name, c))
-			continue
+		if d.claims[c] != peer.Name {
+			continue // refused
 		}
-		*taken = append(*taken, c)
 		if mode == modeVXLAN {
 			d.addTunnel(p, peer, c, true)
 			continue
