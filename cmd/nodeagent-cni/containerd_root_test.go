@@ -325,38 +325,3 @@ func (c *containerd) removePod(ctx context.Context, tb testing.TB, id string) {
 		tb.Error(err)
 	}
 }
-
-// TestRootCnitool goes through the verbs with the reference runtime.
-func TestRootCnitool(t *testing.T) {
-	n := newNode(t)
-	n.stop()
-	n.conflist = filepath.Join(n.dir, "net.d", "10-nodeagent.conflist")
-	n.start()
-	bin, err := binDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	ns := n.newNS()
-	tool := func(verb string) (string, error) {
-		cmd := exec.Command(cached(t, "cnitool"), verb, "nodeagent", ns)
-		cmd.Env = []string{
-			"CNI_PATH=" + bin, "NETCONFPATH=" + filepath.Dir(n.conflist), "CNI_IFNAME=net1", "PATH=/",
-			`CAP_ARGS={"mac":"0a:00:00:00:00:09","ips":["10.88.2.2/16"]}`,
-		}
-		out, err := cmd.CombinedOutput()
-		return string(out), err
-	}
-	t.Cleanup(func() { _, _ = tool("del") }) // leaves nothing in libcni's cache
-	for _, verb := range []string{"status", "add", "check", "del", "del", "status"} {
-		out, err := tool(verb)
-		if err != nil {
-			t.Fatalf("%s: %v: %s", verb, err, out)
-		}
-		if verb == "add" && (!strings.Contains(out, "10.88.2.2/32") || !strings.Contains(out, "0a:00:00:00:00:09")) {
-			t.Errorf("add: %s", out)
-		}
-	}
-	if left := interfaces(t, ns); len(left)+len(n.net.Leases()) != 0 {
-		t.Errorf("left: %v, %v", left, n.net.Leases())
-	}
-}

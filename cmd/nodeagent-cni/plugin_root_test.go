@@ -58,9 +58,11 @@ type node struct {
 	host string
 	// conflist is where the daemon writes its file; empty: nowhere.
 	conflist string
-	db       *bbolt.DB
-	net      *cni.Network
-	server   *api.Server
+	// endpoints hears of endpoints; nil: nobody does.
+	endpoints cni.Dataplane
+	db        *bbolt.DB
+	net       *cni.Network
+	server    *api.Server
 }
 
 func newNode(tb testing.TB) *node {
@@ -113,7 +115,7 @@ func (n *node) start() {
 	if n.conflist != "" {
 		cfg.Conflist.Path = n.conflist
 	}
-	network, err := cni.New(cfg, cni.Deps{DB: n.db, HostNS: n.host, Socket: n.socket(), Log: slog.New(slog.DiscardHandler)})
+	network, err := cni.New(cfg, cni.Deps{DB: n.db, HostNS: n.host, Dataplane: n.endpoints, Socket: n.socket(), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		n.t.Fatal(err)
 	}
