@@ -128,7 +128,8 @@ func TestRootOverlayDirect(t *testing.T) {
 				}
 				return x.overDevice(t) + y.overDevice(t) - before
 			}
-			if n := progress(); (n == 0) != direct {
+			// A few take the long way whenever something on the host changes.
+			if n := progress(); (n < 20) != direct {
 				t.Errorf("the devices sent %d packets", n)
 			}
 			x.run(t, "ip link add side type veth peer name side netns "+y.path)
@@ -138,8 +139,8 @@ func TestRootOverlayDirect(t *testing.T) {
 					ip route add %s/32 via 192.168.50.%d src %s`, i+1, far, 2-i, h.node.Addrs[0]))
 			}
 			eventually(t, "the devices carry the flows", func() error {
-				if progress() == 0 {
-					return errors.New("they send nothing")
+				if n := progress(); n < 20 {
+					return fmt.Errorf("they sent %d packets", n)
 				}
 				return nil
 			})
