@@ -291,6 +291,7 @@ __noinline int forward(struct __sk_buff *skb, struct pkt *pkt)
 	int ret;
 
 	NEED(pkt);
+	pkt->way = 0;
 	ret = forward_to(skb, pkt);
 	if (ret < 0)
 		return ret;

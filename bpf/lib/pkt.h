@@ -24,13 +24,15 @@ struct pkt {
 	__u32 src_if;	  /* link of the pod that sent it, 0: no pod of this node */
 	__u32 dst_if;	  /* link of the pod that owns n.dst, 0: no pod of this node */
 	__u32 oif;	  /* interface to leave by */
-	__u32 way;	  /* the way to another node that has a short cut, 0: none */
 	__u32 back;	  /* interface towards the outside, for the record of the flow */
 	__u32 svc;	  /* id of the service that was addressed */
 	__u32 ct_flags;	  /* what the flow's record says, or shall say */
 	__u32 src_rate;	  /* slot of the sender's bandwidth, 0: unlimited */
 	__u32 dst_rate;	  /* and of the receiver's */
-	__be32 id;	  /* of a fragmented packet */
+	union {
+		__be32 id; /* of a fragmented packet: parse */
+		__u32 way; /* to another node, that has a short cut, 0: none: forward */
+	};
 	union {
 		__u16 inner; /* of an ICMP error: offset of the quoted IP header */
 		__u16 mtu;   /* of others: that of a way ahead that is too narrow; 0: it fits */

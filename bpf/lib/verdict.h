@@ -63,7 +63,7 @@ static __always_inline long send(struct __sk_buff *skb, const struct pkt *pkt)
 }
 
 /* By the short cut to a pod's link; counted as at the hook. */
-static __always_inline int verdict_lane(struct __sk_buff *skb, __u8 hook, __u32 to)
+static __noinline int verdict_lane(struct __sk_buff *skb, __u8 hook, __u32 to)
 {
 	count(skb, hook, FWD_LOCAL);
 	if (hook == HOOK_TUN)
@@ -72,7 +72,7 @@ static __always_inline int verdict_lane(struct __sk_buff *skb, __u8 hook, __u32 
 }
 
 /* By the short cut to another node; ACT_OK: it takes the long way. */
-static __always_inline int verdict_way(struct __sk_buff *skb, __u32 idx)
+static __noinline int verdict_way(struct __sk_buff *skb, __u32 idx)
 {
 	int act = way_send(skb, idx);
 
@@ -83,7 +83,7 @@ static __always_inline int verdict_way(struct __sk_buff *skb, __u32 idx)
 }
 
 /* What carries the overlay: by the short cut what is in it, else to the device. */
-static __always_inline int verdict_outer(struct __sk_buff *skb)
+static __noinline int verdict_outer(struct __sk_buff *skb)
 {
 	__u32 to = cfg_tun_direct ? outer_express(skb) : 0;
 
