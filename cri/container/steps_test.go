@@ -24,12 +24,11 @@ import (
 	"github.com/nodeagent/nodeagent/cri/sandbox"
 	"github.com/nodeagent/nodeagent/cri/spec"
 	"github.com/nodeagent/nodeagent/cri/steps"
+	"github.com/nodeagent/nodeagent/cri/steps/stepstest"
 	"github.com/nodeagent/nodeagent/cri/store"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-var errInjected = errors.New("injected")
 
 // images is the real image service behind this room's interface.
 type images struct{ s *image.Service }
@@ -43,10 +42,10 @@ func (i images) Resolve(ctx context.Context, ref string) (Image, error) {
 }
 
 func (i images) MountVolume(context.Context, *store.Sandbox, *runtimeapi.Mount) (string, string, error) {
-	return "", "", errInjected
+	return "", "", stepstest.ErrInjected
 }
 
-func (i images) Unpack(context.Context, Image, string) error { return errInjected }
+func (i images) Unpack(context.Context, Image, string) error { return stepstest.ErrInjected }
 
 // world is a manager over a private containerd and what it does to the machine.
 // Its one sandbox is on the node's namespaces.
@@ -186,9 +185,7 @@ func (w *world) picture() []string {
 
 func (w *world) same(before []string) {
 	w.t.Helper()
-	if after := w.picture(); !slices.Equal(before, after) {
-		w.t.Errorf("the world changed\nfrom %v\nto   %v", before, after)
-	}
+	stepstest.Same(w.t, before, w.picture())
 }
 
 func (w *world) config() *runtimeapi.ContainerConfig {
@@ -218,55 +215,13 @@ func (w *world) build() *building {
 
 func TestRootCreateCutShort(t *testing.T) {
 	w := newWorld(t)
-	n := len(w.build().table())
-	w.restart() // forgets the record that was made for counting
-	before := w.picture()
-	for i := range n {
-		t.Run(fmt.Sprintf("fail at %d", i), func(t *testing.T) {
+	stepstest.CutShort(t, stepstest.World{
+		Restart: w.restart, Picture: w.picture,
+		Build: func() ([]steps.Step, func(error) error) {
 			b := w.build()
-			table := b.table()
-			do := table[i].Do
-			table[i].Do = func(ctx context.Context) error { return errors.Join(do(ctx), errInjected) }
-			err := steps.Run(t.Context(), table)
-			if !errors.Is(err, errInjected) {
-				t.Fatalf("got %v", err)
-			}
-			if err := w.m.abandon(b.c.ID, err); err != nil {
-				t.Fatal(err)
-			}
-			w.same(before)
-		})
-		t.Run(fmt.Sprintf("cancel at %d", i), func(t *testing.T) {
-			ctx, cancel := context.WithCancel(t.Context())
-			b := w.build()
-			table := b.table()
-			do := table[i].Do
-			table[i].Do = func(ctx context.Context) error {
-				cancel()
-				return errors.Join(do(ctx), ctx.Err())
-			}
-			err := steps.Run(ctx, table)
-			if !errors.Is(err, context.Canceled) {
-				t.Fatalf("got %v", err)
-			}
-			if err := w.m.abandon(b.c.ID, err); err != nil {
-				t.Fatal(err)
-			}
-			w.same(before)
-		})
-		t.Run(fmt.Sprintf("crash after %d", i), func(t *testing.T) {
-			if i == n-1 {
-				return // committed: nothing is cut short
-			}
-			for _, s := range w.build().table()[:i+1] {
-				if err := s.Do(t.Context()); err != nil {
-					t.Fatal(err)
-				}
-			}
-			w.restart()
-			w.same(before)
-		})
-	}
+			return b.table(), func(cause error) error { return w.m.abandon(b.c.ID, cause) }
+		},
+	})
 }
 
 // A start that a kill -9 of the daemon cuts short has either not happened, or

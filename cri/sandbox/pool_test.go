@@ -17,6 +17,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/nodeagent/nodeagent/cni/ipam"
+	"github.com/nodeagent/nodeagent/cri/steps/stepstest"
 )
 
 // poolWorld is a world with a pool that has filled itself.
@@ -161,8 +162,8 @@ func TestRootPoolLeavesNothing(t *testing.T) {
 			t.Errorf("%s: left %v, %v", when, s, n)
 		}
 	}
-	w.net.attach = errInjected
-	if _, err := w.m.Run(t.Context(), usual("fails"), ""); !errors.Is(err, errInjected) {
+	w.net.attach = stepstest.ErrInjected
+	if _, err := w.m.Run(t.Context(), usual("fails"), ""); !errors.Is(err, stepstest.ErrInjected) {
 		t.Fatal(err)
 	}
 	if n := len(w.net.WarmSlots()); n >= poolIdle+1 {

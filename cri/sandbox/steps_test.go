@@ -26,12 +26,11 @@ import (
 	"github.com/nodeagent/nodeagent/cri/containerd/containerdtest"
 	"github.com/nodeagent/nodeagent/cri/spec"
 	"github.com/nodeagent/nodeagent/cri/steps"
+	"github.com/nodeagent/nodeagent/cri/steps/stepstest"
 	"github.com/nodeagent/nodeagent/cri/store"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-var errInjected = errors.New("injected")
 
 // network counts attachments.
 type network struct {
@@ -202,9 +201,7 @@ func (w *world) picture() []string {
 
 func (w *world) same(before []string) {
 	w.t.Helper()
-	if after := w.picture(); !slices.Equal(before, after) {
-		w.t.Errorf("the world changed\nfrom %v\nto   %v", before, after)
-	}
+	stepstest.Same(w.t, before, w.picture())
 }
 
 // build is a sandbox under construction with every step there is.
@@ -223,63 +220,18 @@ func (w *world) build() *building {
 	return &building{m: w.m, sb: sb, flags: flags}
 }
 
-// variants are the ways in which a construction is cut short at step i.
 func TestRootRunCutShort(t *testing.T) {
 	w := newWorld(t)
 	t.Cleanup(func() { removeCgroups(w.t) })
 	w.m.Close()
 	w.restart()
-	n := len(w.build().table())
-	w.restart() // forgets the record that was made for counting
-	before := w.picture()
-	for i := range n {
-		t.Run(fmt.Sprintf("fail at %d", i), func(t *testing.T) {
+	stepstest.CutShort(t, stepstest.World{
+		Restart: w.restart, Picture: w.picture,
+		Build: func() ([]steps.Step, func(error) error) {
 			b := w.build()
-			table := b.table()
-			do := table[i].Do
-			table[i].Do = func(ctx context.Context) error {
-				return errors.Join(do(ctx), errInjected)
-			}
-			err := steps.Run(t.Context(), table)
-			if !errors.Is(err, errInjected) {
-				t.Fatalf("got %v", err)
-			}
-			if err := w.m.abandon(b.sb.ID, err); err != nil {
-				t.Fatal(err)
-			}
-			w.same(before)
-		})
-		t.Run(fmt.Sprintf("cancel at %d", i), func(t *testing.T) {
-			ctx, cancel := context.WithCancel(t.Context())
-			b := w.build()
-			table := b.table()
-			do := table[i].Do
-			table[i].Do = func(ctx context.Context) error {
-				cancel()
-				return errors.Join(do(ctx), ctx.Err())
-			}
-			err := steps.Run(ctx, table)
-			if !errors.Is(err, context.Canceled) {
-				t.Fatalf("got %v", err)
-			}
-			if err := w.m.abandon(b.sb.ID, err); err != nil {
-				t.Fatal(err)
-			}
-			w.same(before)
-		})
-		t.Run(fmt.Sprintf("crash after %d", i), func(t *testing.T) {
-			if i == n-1 {
-				return // committed: nothing is cut short
-			}
-			for _, s := range w.build().table()[:i+1] {
-				if err := s.Do(t.Context()); err != nil {
-					t.Fatal(err)
-				}
-			}
-			w.restart()
-			w.same(before)
-		})
-	}
+			return b.table(), func(cause error) error { return w.m.abandon(b.sb.ID, cause) }
+		},
+	})
 }
 
 func removeCgroups(t *testing.T) {
@@ -301,8 +253,8 @@ func TestRootFailedUndoStaysListed(t *testing.T) {
 	b := w.build()
 	b.sb.Process = false
 	table := b.table()
-	table[len(table)-1].Do = func(context.Context) error { return errInjected }
-	w.net.detach = errInjected
+	table[len(table)-1].Do = func(context.Context) error { return stepstest.ErrInjected }
+	w.net.detach = stepstest.ErrInjected
 	err := steps.Run(t.Context(), table)
 	if err := w.m.abandon(b.sb.ID, err); err != nil {
 		t.Fatal(err)
@@ -331,8 +283,8 @@ func TestRootStopRetriesWhatFailed(t *testing.T) {
 	if err != nil || again != id {
 		t.Errorf("a repeated run gave %q, %v", again, err)
 	}
-	w.net.detach = errInjected
-	if err := w.m.Stop(t.Context(), id); !errors.Is(err, errInjected) {
+	w.net.detach = stepstest.ErrInjected
+	if err := w.m.Stop(t.Context(), id); !errors.Is(err, stepstest.ErrInjected) {
 		t.Errorf("stop gave %v", err)
 	}
 	if !pinned(w.m.pins(id) + "/net") {
