@@ -127,6 +127,9 @@ func (d *Daemon) Client(tb testing.TB) *containerd.Client {
 // test left running there is a failure.
 func (d *Daemon) remove(tb testing.TB) {
 	tb.Helper()
+	for _, p := range endLeft(d.Dir) {
+		tb.Errorf("left running: %s", p)
+	}
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		tb.Fatal(err)
@@ -136,16 +139,6 @@ func (d *Daemon) remove(tb testing.TB) {
 		if len(f) > 4 && strings.HasPrefix(f[4], d.Dir+"/") {
 			tb.Errorf("left mounted: %s", f[4])
 			_ = unix.Unmount(f[4], unix.MNT_DETACH)
-		}
-	}
-	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	for _, p := range procs {
-		cmd, err := os.ReadFile(p)
-		if err == nil && bytes.Contains(cmd, []byte(d.Dir)) {
-			tb.Errorf("left running: %s %s", p, bytes.ReplaceAll(cmd, []byte{0}, []byte{' '}))
 		}
 	}
 	if err := os.RemoveAll(d.Dir); err != nil {
