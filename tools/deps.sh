@@ -22,7 +22,8 @@ cache=${NODEAGENT_CACHE:-/var/cache/nodeagent}
 packages=(
   bash-static bind9-dnsutils bpftool btrfs-progs busybox-static ca-certificates clang-19 clang-format-19 conntrack criu crun curl
   dosfstools e2fsprogs erofs-utils ethtool fio gcc git iproute2 iptables kmod libbpf-dev libc6-dev libelf-dev
-  libseccomp-dev linux-libc-dev lld-19 llvm-19 make netcat-openbsd nftables pkg-config procps rpm socat util-linux wget xfsprogs
+  libseccomp-dev linux-libc-dev lld-19 llvm-19 make netcat-openbsd nftables pkg-config procps rpm socat squashfs-tools util-linux
+  wget xfsprogs
 )
 
 # Not installed unless asked for by name: for one target.

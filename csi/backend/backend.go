@@ -65,7 +65,7 @@ type Attachment struct {
 	Kind    Kind
 	Path    string   // device node, directory, or mount source
 	Rdev    uint64   // device number, for Device
-	FSType  string   // for Filesystem
+	FSType  string   // for Filesystem, and for a Device whose contents the backend knows
 	Options []string // mount options that the payload needs
 	// Fresh says that the root has no owner yet although the volume was used before:
 	// the contents died with the boot.

@@ -193,6 +193,9 @@ func TestRootImage(t *testing.T) {
 	if out, err := exec.CommandContext(ctx, "mkfs.erofs", "--quiet", filepath.Join(pool, "images", "sets", "a.erofs"), tree).CombinedOutput(); err != nil {
 		t.Fatalf("mkfs.erofs: %v %s", err, out)
 	}
+	if out, err := exec.CommandContext(ctx, "mksquashfs", tree, filepath.Join(pool, "images", "sets", "a.squashfs"), "-quiet", "-no-progress").CombinedOutput(); err != nil {
+		t.Fatalf("mksquashfs: %v %s", err, out)
+	}
 	if err := os.WriteFile(filepath.Join(pool, "images", "junk"), []byte(strings.Repeat("junk", 9999)), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -215,20 +218,23 @@ func TestRootImage(t *testing.T) {
 	}
 	_, err := create("sets/a.erofs", Capability{Mode: SingleWriter})
 	w.want(err, ErrInvalid)
-	v := must[Volume](t)(create("sets/a.erofs", reader))
-	stage, target := w.path("stage"), w.target("a")
-	for range 2 {
-		w.ok(w.m.Stage(ctx, StageRequest{ID: v.ID, Path: stage, Capability: reader}))
-		w.ok(w.m.Publish(ctx, PublishRequest{ID: v.ID, Staging: stage, Target: target, Capability: reader}))
+	for _, kind := range []string{"erofs", "squashfs"} {
+		v := must[Volume](t)(create("sets/a."+kind, reader))
+		stage, target := w.path("stage-"+kind), w.target(kind)
+		for range 2 {
+			w.ok(w.m.Stage(ctx, StageRequest{ID: v.ID, Path: stage, Capability: reader}))
+			w.ok(w.m.Publish(ctx, PublishRequest{ID: v.ID, Staging: stage, Target: target, Capability: reader}))
+			w.restart()
+		}
+		w.read(target, "data set")
+		if err := os.WriteFile(filepath.Join(target, "y"), nil, 0o600); !errors.Is(err, unix.EROFS) {
+			t.Errorf("%s: write: %v", kind, err)
+		}
+		w.ok(w.m.Unpublish(ctx, v.ID, target))
+		w.ok(w.m.Unstage(ctx, v.ID, stage))
+		w.ok(w.m.Delete(ctx, v.ID))
+		w.clean()
 	}
-	w.read(target, "data set")
-	if err := os.WriteFile(filepath.Join(target, "y"), nil, 0o600); !errors.Is(err, unix.EROFS) {
-		t.Errorf("write: %v", err)
-	}
-	w.ok(w.m.Unpublish(ctx, v.ID, target))
-	w.ok(w.m.Unstage(ctx, v.ID, stage))
-	w.ok(w.m.Delete(ctx, v.ID))
-	w.clean()
 	if _, err := os.Stat(filepath.Join(pool, "images", "sets", "a.erofs")); err != nil {
 		t.Errorf("the image went with its volume: %v", err)
 	}

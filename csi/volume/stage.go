@@ -3,6 +3,7 @@
 package volume
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -347,7 +348,7 @@ func (m *Manager) mountStaged(o *object, req StageRequest, att *backend.Attachme
 		if o.rec.FSType == "xfs" {
 			opts = append(opts, "nouuid") // a clone has its source's UUID
 		}
-		err = mount.Mount(mount.FS{Type: o.rec.FSType, Source: att.Path, Options: opts}, req.Path)
+		err = mount.Mount(mount.FS{Type: cmp.Or(att.FSType, o.rec.FSType), Source: att.Path, Options: opts}, req.Path)
 	case backend.Filesystem:
 		opts := append(append([]string{}, att.Options...), req.Capability.Flags...)
 		err = mount.Mount(mount.FS{Type: att.FSType, Source: att.Path, Options: opts}, req.Path)

@@ -2,8 +2,9 @@
 
 // Package image serves read-only volumes from file-system images: data sets,
 // models, packages. An image lies below the pool's images directory and is named
-// by the class's image parameter; erofs images are mounted straight from the
-// file, without a loop device, so that all users share one page cache.
+// by the class's image parameter. erofs images are mounted straight from the file,
+// squashfs images through a read-only loop device; either way all users share one
+// page cache.
 package image
 
 import (
@@ -25,23 +26,42 @@ const Directory = "images"
 // OptionImage is the object option that names the image.
 const OptionImage = "image"
 
+const (
+	erofs    = "erofs"
+	squashfs = "squashfs"
+)
+
 // Backend mounts images below one directory.
-type Backend struct{ root string }
+type Backend struct {
+	root string
+	// missing says, of the kinds of image that this kernel cannot mount, why; set by
+	// Probe, before any other verb runs.
+	missing map[string]error
+}
 
 var _ backend.Backend = (*Backend)(nil)
 
 // New returns the backend of the pool at root.
 func New(root string) *Backend { return &Backend{root: root} }
 
-// Probe makes sure of erofs and makes the images directory.
+// Probe asks the kernel which images it mounts, and makes the images directory. A
+// pool needs one of them; images of the other are refused one by one.
 func (b *Backend) Probe(context.Context) (backend.Features, error) {
-	if err := mount.ProbeFS("erofs"); err != nil {
-		return backend.Features{}, fmt.Errorf("erofs: %w: %w", backend.ErrNotSupported, err)
+	f := backend.Features{HardLimit: true, Reserve: true, Mount: true, ReadOnly: true, OwnSuperblock: true, MinBytes: 4096}
+	b.missing = map[string]error{}
+	for _, kind := range []string{erofs, squashfs} {
+		if err := mount.ProbeFS(kind); err != nil {
+			b.missing[kind] = err
+			f.Notes = append(f.Notes, fmt.Sprintf("no %s: %v", kind, err))
+		}
+	}
+	if len(b.missing) == 2 {
+		return f, fmt.Errorf("%w: %w: %w", backend.ErrNotSupported, b.missing[erofs], b.missing[squashfs])
 	}
 	if err := os.Mkdir(filepath.Join(b.root, Directory), 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 		return backend.Features{}, err
 	}
-	return backend.Features{HardLimit: true, Reserve: true, Mount: true, ReadOnly: true, OwnSuperblock: true, MinBytes: 4096}, nil
+	return f, nil
 }
 
 // Space never runs out: volumes take none.
@@ -97,32 +117,61 @@ func (b *Backend) Usage(context.Context, backend.Object, bool) (backend.Usage, e
 
 // Attach says how to mount the image.
 func (b *Backend) Attach(ctx context.Context, obj backend.Object, _ backend.AttachOptions) (*backend.Attachment, error) {
-	if err := b.Check(ctx, obj); err != nil {
-		return nil, err
-	}
-	path, err := b.path(obj)
+	path, kind, err := b.find(obj)
 	if err != nil {
 		return nil, err
 	}
-	return &backend.Attachment{Kind: backend.Filesystem, Path: path, FSType: "erofs", Options: []string{"ro"}}, nil
+	if kind == squashfs {
+		return b.attachLoop(ctx, path)
+	}
+	return &backend.Attachment{Kind: backend.Filesystem, Path: path, FSType: erofs, Options: []string{"ro"}}, nil
+}
+
+// attachLoop is for file systems that want a device: a new one for each, which goes
+// with its mount; the pages are the file's.
+func (b *Backend) attachLoop(ctx context.Context, path string) (*backend.Attachment, error) {
+	l, err := mount.AttachLoop(ctx, path, mount.LoopOptions{BlockSize: 512, ReadOnly: true, AutoClear: true})
+	if err != nil {
+		return nil, err
+	}
+	return &backend.Attachment{Kind: backend.Device, Path: l.Path, Rdev: l.Rdev, FSType: squashfs, Options: []string{"ro"}, Hold: l}, nil
 }
 
 // Attached says whether the image is mounted anywhere.
 func (b *Backend) Attached(_ context.Context, obj backend.Object) ([]*backend.Attachment, error) {
-	path, err := b.path(obj)
+	path, kind, err := b.find(obj)
 	if err != nil {
 		return nil, nil //nolint:nilerr // what is not there is not attached; Check tells
+	}
+	if kind == squashfs {
+		return loopsOf(path)
 	}
 	all, err := mount.Table("")
 	if err != nil {
 		return nil, err
 	}
 	for _, e := range all {
-		if e.Type == "erofs" && e.Source == path {
-			return []*backend.Attachment{{Kind: backend.Filesystem, Path: path, FSType: "erofs"}}, nil
+		if e.Type == erofs && e.Source == path {
+			return []*backend.Attachment{{Kind: backend.Filesystem, Path: path, FSType: erofs}}, nil
 		}
 	}
 	return nil, nil
+}
+
+func loopsOf(path string) ([]*backend.Attachment, error) {
+	id, err := mount.StatFileID(path)
+	if err != nil {
+		return nil, err
+	}
+	loops, err := mount.LoopsOf(id, filepath.Base(path))
+	if err != nil {
+		return nil, err
+	}
+	var out []*backend.Attachment
+	for _, l := range loops {
+		out = append(out, &backend.Attachment{Kind: backend.Device, Path: l.Path, Rdev: l.Rdev, FSType: squashfs})
+	}
+	return out, nil
 }
 
 // Refresh has nothing to do.
@@ -133,19 +182,26 @@ func (b *Backend) Detach(context.Context, backend.Object) error { return nil }
 
 // Check looks at the image's signature.
 func (b *Backend) Check(_ context.Context, obj backend.Object) error {
-	path, err := b.path(obj)
+	_, _, err := b.find(obj)
+	return err
+}
+
+// find resolves an object's image and says of which kind it is.
+func (b *Backend) find(obj backend.Object) (path, kind string, err error) {
+	path, err = b.path(obj)
 	if err != nil {
-		return err
+		return "", "", err
 	}
-	format, err := mount.Detect(path)
-	if errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("image of %s: %w", obj.ID, backend.ErrMissing)
+	kind, err = mount.Detect(path)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return "", "", fmt.Errorf("image of %s: %w", obj.ID, backend.ErrMissing)
+	case err != nil:
+		return "", "", err
+	case kind != erofs && kind != squashfs:
+		return "", "", fmt.Errorf("image of %s carries %q, neither erofs nor squashfs: %w", obj.ID, kind, backend.ErrNotSupported)
+	case b.missing[kind] != nil:
+		return "", "", fmt.Errorf("image of %s is %s, which this kernel does not mount: %w: %w", obj.ID, kind, backend.ErrNotSupported, b.missing[kind])
 	}
-	if err != nil {
-		return err
-	}
-	if format != "erofs" {
-		return fmt.Errorf("image of %s carries %q, not erofs: %w", obj.ID, format, backend.ErrNotSupported)
-	}
-	return nil
+	return path, kind, nil
 }
