@@ -58,7 +58,7 @@ func (s *controller) CreateVolume(ctx context.Context, req *csipb.CreateVolumeRe
 		return nil, err
 	}
 	if !s.reachable(req.GetAccessibilityRequirements()) {
-		return nil, fmt.Errorf("%w: the topology asked for does not include node %s", volume.ErrNoSpace, s.cfg.NodeName)
+		return nil, fmt.Errorf("%w: the topology asked for does not include node %s", volume.ErrElsewhere, s.cfg.NodeName)
 	}
 	v, err := s.volumes.Create(ctx, volume.CreateRequest{
 		Name: req.GetName(), Required: req.GetCapacityRange().GetRequiredBytes(), Limit: req.GetCapacityRange().GetLimitBytes(),

@@ -109,6 +109,7 @@ func codeOf(err error) codes.Code {
 		{volume.ErrExists, codes.AlreadyExists},
 		{volume.ErrRange, codes.OutOfRange},
 		{volume.ErrNoSpace, codes.ResourceExhausted},
+		{volume.ErrElsewhere, codes.ResourceExhausted},
 		{volume.ErrInvalid, codes.InvalidArgument},
 		{context.Canceled, codes.Canceled},
 		{context.DeadlineExceeded, codes.DeadlineExceeded},

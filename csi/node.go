@@ -87,15 +87,16 @@ func (s *node) NodePublishVolume(ctx context.Context, req *csipb.NodePublishVolu
 		return nil, err
 	}
 	info := req.GetVolumeContext()
+	pod := volume.PodRef{Namespace: info[contextPodSpace], Name: info[contextPodName], UID: info[contextPodUID]}
 	if info[contextEphemeral] == "true" {
 		err = s.volumes.PublishEphemeral(ctx, volume.EphemeralRequest{
 			ID: req.GetVolumeId(), Target: req.GetTargetPath(), Capability: c, ReadOnly: req.GetReadonly(), Attributes: info,
-			Pod: volume.PodRef{Namespace: info[contextPodSpace], Name: info[contextPodName], UID: info[contextPodUID]},
+			Pod: pod,
 		})
 	} else {
 		err = s.volumes.Publish(ctx, volume.PublishRequest{
 			ID: req.GetVolumeId(), Staging: req.GetStagingTargetPath(), Target: req.GetTargetPath(), Capability: c,
-			ReadOnly: req.GetReadonly(), PodUID: info[contextPodUID],
+			ReadOnly: req.GetReadonly(), Pod: pod,
 		})
 	}
 	if err != nil {

@@ -33,7 +33,7 @@ func (s *controller) CreateSnapshot(ctx context.Context, req *csipb.CreateSnapsh
 		return nil, err
 	}
 	if !s.reachable(req.GetAccessibilityRequirements()) {
-		return nil, fmt.Errorf("%w: the topology asked for does not include node %s", volume.ErrNoSpace, s.cfg.NodeName)
+		return nil, fmt.Errorf("%w: the topology asked for does not include node %s", volume.ErrElsewhere, s.cfg.NodeName)
 	}
 	v, err := s.volumes.Snapshot(ctx, volume.SnapshotRequest{Name: req.GetName(), Volume: req.GetSourceVolumeId(), Parameters: req.GetParameters()})
 	if err != nil {

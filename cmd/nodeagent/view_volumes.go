@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"net/http"
 	"strconv"
 	"strings"
@@ -49,7 +50,9 @@ type volumeView struct {
 	Created   time.Time `json:"created"`
 	Source    string    `json:"source,omitempty"`
 	Snapshots int       `json:"snapshots,omitempty"`
-	// Pods are the uids of the pods that have it.
+	// Claim is whose volume it is, when that is known, and Pods are who has it: both
+	// namespace and name, of a pod without them its uid.
+	Claim      string   `json:"claim,omitempty"`
 	Pods       []string `json:"pods,omitempty"`
 	Staged     bool     `json:"staged,omitempty"`
 	Conditions []string `json:"conditions,omitempty"`
@@ -70,7 +73,7 @@ func listVolumes(m *volume.Manager) func(*http.Request) (volumesView, error) {
 			view := viewVolume(d.Volume)
 			view.Allocated, view.Debt, view.Snapshots, view.Staged = d.Allocated, d.Debt, d.Snapshots, len(d.Staged) > 0
 			for _, t := range d.Targets {
-				view.Pods = append(view.Pods, t.PodUID)
+				view.Pods = append(view.Pods, cmp.Or(t.Pod, t.PodUID))
 			}
 			for _, c := range d.Conditions {
 				view.Conditions = append(view.Conditions, c.Reason)
@@ -96,6 +99,9 @@ func viewVolume(v volume.Volume) volumeView {
 	if v.Source != nil {
 		out.Source = v.Source.ID
 	}
+	if name := v.Labels["pvc/name"]; name != "" {
+		out.Claim = v.Labels["pvc/namespace"] + "/" + name
+	}
 	if v.Broken != nil {
 		out.Conditions = append(out.Conditions, v.Broken.Error())
 	}
@@ -115,10 +121,10 @@ func volumesTable(v volumesView) *table {
 		t.add(p.Name, p.Backend, size(p.Available), size(p.Debt), p.Path, p.Error)
 	}
 	t.add()
-	t.add("VOLUME", "POOL", "SIZE", "OCCUPIES", "OWED", "TYPE", "AGE", "SNAPSHOTS", "USED BY", "NAME", "CONDITIONS")
+	t.add("VOLUME", "POOL", "SIZE", "OCCUPIES", "OWED", "TYPE", "AGE", "SNAPSHOTS", "USED BY", "CLAIM", "NAME", "CONDITIONS")
 	for _, o := range v.Volumes {
 		t.add(o.ID, o.Pool, size(o.Bytes), size(o.Allocated), size(o.Debt), o.FSType, age(o.Created), strconv.Itoa(o.Snapshots),
-			usedBy(o), o.Name, strings.Join(o.Conditions, ","))
+			usedBy(o), cmp.Or(o.Claim, "-"), o.Name, strings.Join(o.Conditions, ","))
 	}
 	if len(v.Snapshots) == 0 {
 		return t

@@ -96,7 +96,7 @@ func (r CreateRequest) check() error {
 	case r.Required < 0 || r.Limit < 0 || r.Required > maxBytes:
 		return fmt.Errorf("%w: required %d, limit %d bytes", ErrRange, r.Required, r.Limit)
 	case r.Limit > 0 && r.Required > r.Limit:
-		return fmt.Errorf("%w: required %d bytes exceed the limit of %d", ErrRange, r.Required, r.Limit)
+		return fmt.Errorf("%w: %s are required, more than the limit of %s", ErrRange, exactly(r.Required), exactly(r.Limit))
 	case len(r.Capabilities) == 0:
 		return fmt.Errorf("%w: volume capabilities are missing", ErrInvalid)
 	}
@@ -137,7 +137,7 @@ func (m *Manager) planCreate(req CreateRequest) (*plan, error) {
 	}
 	p := m.pools[params.Pool]
 	if p == nil {
-		return nil, fmt.Errorf("%w: this node has no pool %q", ErrNoSpace, params.Pool)
+		return nil, fmt.Errorf("%w: no pool %q", ErrElsewhere, params.Pool)
 	}
 	rec := Record{
 		Version: recordVersion, Kind: KindVolume, ID: m.cfg.volumeID(req.Name), Name: req.Name, Handle: newHandle(),
@@ -180,7 +180,7 @@ func sized(required, limit, least int64) (int64, error) {
 	n = max(n, least, sizeUnit)
 	n = (n + sizeUnit - 1) &^ (sizeUnit - 1)
 	if limit > 0 && n > limit {
-		return 0, fmt.Errorf("%w: the smallest possible size is %d bytes (multiples of %d), the limit is %d", ErrRange, n, sizeUnit, limit)
+		return 0, fmt.Errorf("%w: the smallest possible size is %s (multiples of %d), the limit is %s", ErrRange, exactly(n), sizeUnit, exactly(limit))
 	}
 	return n, nil
 }
@@ -221,7 +221,7 @@ func (m *Manager) takeSource(pl *plan, req CreateRequest) error {
 		return err
 	}
 	if req.Required > 0 && req.Required < from.rec.Bytes {
-		return fmt.Errorf("%w: %d bytes are less than the %d of source %s", ErrRange, req.Required, from.rec.Bytes, from.rec.ID)
+		return fmt.Errorf("%w: %s are less than the %s of source %s", ErrRange, exactly(req.Required), exactly(from.rec.Bytes), from.rec.ID)
 	}
 	pl.from = from
 	return nil
@@ -264,7 +264,7 @@ func (m *Manager) existing(o *object, pl *plan, req CreateRequest) (Volume, erro
 	case o.rec.Kind != KindVolume || o.rec.Name != req.Name:
 		return differs("another name")
 	case req.Required > o.rec.Bytes || (req.Limit > 0 && o.rec.Bytes > req.Limit):
-		return differs(fmt.Sprintf("%d bytes", o.rec.Bytes))
+		return differs(exactly(o.rec.Bytes))
 	case !o.rec.Params.equal(pl.rec.Params):
 		return differs("other parameters")
 	case (o.rec.Source == nil) != (req.Source == nil) || (req.Source != nil && *req.Source != *o.rec.Source):

@@ -32,7 +32,9 @@ type Detail struct {
 // Target is one place where a pod has a volume.
 type Target struct {
 	Path, PodUID string
-	ReadOnly     bool
+	// Pod is its namespace and name, when known.
+	Pod      string
+	ReadOnly bool
 }
 
 // Describe tells everything about every volume, by id.
@@ -55,7 +57,7 @@ func (m *Manager) Describe(ctx context.Context) []Detail {
 		if st, err := m.state.get(v.ID); err == nil {
 			d.Staged = st.stagePaths()
 			for _, p := range st.targetPaths() {
-				d.Targets = append(d.Targets, Target{Path: p, PodUID: st.Targets[p].PodUID, ReadOnly: st.Targets[p].ReadOnly})
+				d.Targets = append(d.Targets, Target{Path: p, PodUID: st.Targets[p].PodUID, Pod: st.Targets[p].Pod, ReadOnly: st.Targets[p].ReadOnly})
 			}
 		}
 		if o := m.peek(v.ID); o != nil && o.broken == nil && o.pool.check() == nil {

@@ -48,7 +48,7 @@ func (m *Manager) PublishEphemeral(ctx context.Context, req EphemeralRequest) er
 		return err
 	}
 	return m.Publish(ctx, PublishRequest{
-		ID: req.ID, Staging: staging, Target: req.Target, Capability: req.Capability, ReadOnly: req.ReadOnly, PodUID: req.Pod.UID,
+		ID: req.ID, Staging: staging, Target: req.Target, Capability: req.Capability, ReadOnly: req.ReadOnly, Pod: req.Pod,
 	})
 }
 

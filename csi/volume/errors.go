@@ -29,6 +29,8 @@ var (
 	ErrRange = errors.New("size out of range")
 	// ErrNoSpace: the pool cannot promise that much.
 	ErrNoSpace = errors.New("not enough space")
+	// ErrElsewhere: this node has no such place; another may have.
+	ErrElsewhere = errors.New("not on this node")
 	// ErrPrecondition: the object is not in a state for the verb; retrying the
 	// same call does not help until something else changes.
 	ErrPrecondition = errors.New("failed precondition")

@@ -44,13 +44,13 @@ func (m *Manager) Expand(ctx context.Context, id string, required, limit int64) 
 	done := Expanded{Bytes: o.rec.Bytes, NodeExpansion: f.Block}
 	if required <= o.rec.Bytes {
 		if limit > 0 && o.rec.Bytes > limit {
-			return Expanded{}, fmt.Errorf("%w: volume %s has %d bytes, a volume does not shrink to %d", ErrRange, id, o.rec.Bytes, limit)
+			return Expanded{}, fmt.Errorf("%w: volume %s has %s, a volume does not shrink to %s", ErrRange, id, exactly(o.rec.Bytes), exactly(limit))
 		}
 		return done, nil
 	}
 	done.Bytes = (required + sizeUnit - 1) &^ (sizeUnit - 1)
 	if limit > 0 && done.Bytes > limit {
-		return Expanded{}, fmt.Errorf("%w: sizes are multiples of %d, the limit is %d bytes", ErrRange, sizeUnit, limit)
+		return Expanded{}, fmt.Errorf("%w: sizes are multiples of %d, the limit is %s", ErrRange, sizeUnit, exactly(limit))
 	}
 	if err := m.grow(ctx, o, done.Bytes); err != nil {
 		return Expanded{}, err
@@ -114,7 +114,7 @@ func (m *Manager) ExpandOnNode(ctx context.Context, id, path string, required in
 		return 0, err
 	}
 	if required > o.rec.Bytes {
-		return 0, fmt.Errorf("%w: volume %s has %d bytes, %d are asked for: expand it in the pool first", ErrRange, id, o.rec.Bytes, required)
+		return 0, fmt.Errorf("%w: volume %s has %s, %s are asked for: expand it in the pool first", ErrRange, id, exactly(o.rec.Bytes), exactly(required))
 	}
 	st, err := m.state.get(id)
 	if err != nil {

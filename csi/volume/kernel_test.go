@@ -210,7 +210,7 @@ func TestKernelLimits(t *testing.T) {
 	}))
 	stage, target := w.path("stage-a"), w.target("a")
 	w.ok(w.m.Stage(ctx, StageRequest{ID: v.ID, Path: stage, Capability: mounted}))
-	w.ok(w.m.Publish(ctx, PublishRequest{ID: v.ID, Staging: stage, Target: target, Capability: mounted, PodUID: uid}))
+	w.ok(w.m.Publish(ctx, PublishRequest{ID: v.ID, Staging: stage, Target: target, Capability: mounted, Pod: PodRef{UID: uid}}))
 	has := func(want string) {
 		t.Helper()
 		got, err := os.ReadFile(filepath.Join(pod, "io.max"))

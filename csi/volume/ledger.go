@@ -120,7 +120,7 @@ func (m *Manager) reserve(ctx context.Context, p *pool, id string, bytes int64, 
 		bytes = 0
 	}
 	if bytes > c.Available || bytes > c.Largest {
-		return nil, fmt.Errorf("%w: pool %s can promise %d bytes, %d are asked for", ErrNoSpace, p.cfg.Name, min(c.Available, c.Largest), bytes)
+		return nil, fmt.Errorf("%w: pool %s can promise %s, %s are asked for", ErrNoSpace, p.cfg.Name, about(min(c.Available, c.Largest)), about(bytes))
 	}
 	p.pending[id] = bytes
 	return func() {
@@ -142,7 +142,7 @@ func (m *Manager) overcommit(p *pool, c Capacity, bytes int64) error {
 		}
 	}
 	if most := int64(float64(c.Total) * p.cfg.Overcommit); promised > most {
-		return fmt.Errorf("%w: pool %s may promise %d bytes thinly, that would be %d", ErrNoSpace, p.cfg.Name, most, promised)
+		return fmt.Errorf("%w: pool %s may promise %s thinly, that would be %s", ErrNoSpace, p.cfg.Name, about(most), about(promised))
 	}
 	return nil
 }

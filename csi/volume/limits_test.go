@@ -121,7 +121,7 @@ func TestRootLimitsReachTheKernel(t *testing.T) {
 	w.start()
 	v := must[Volume](t)(w.m.Create(ctx, CreateRequest{Name: "a", Required: testBytes, Capabilities: []Capability{mounted}, Mutable: map[string]string{"writeIOPS": "100"}}))
 	w.ok(w.m.Stage(ctx, StageRequest{ID: v.ID, Path: w.path("stage-a"), Capability: mounted}))
-	w.ok(w.m.Publish(ctx, PublishRequest{ID: v.ID, Staging: w.path("stage-a"), Target: w.target("a"), Capability: mounted, PodUID: uid}))
+	w.ok(w.m.Publish(ctx, PublishRequest{ID: v.ID, Staging: w.path("stage-a"), Target: w.target("a"), Capability: mounted, Pod: PodRef{UID: uid}}))
 	at := must[mount.Point](t)(mount.At(w.target("a")))
 	line := func(n int) string { return fmt.Sprintf("%d:%d %d", unix.Major(at.Dev), unix.Minor(at.Dev), n) }
 	has := func(want string) bool {

@@ -19,14 +19,14 @@ type PublishRequest struct {
 	ID, Staging, Target string
 	Capability          Capability
 	ReadOnly            bool
-	// PodUID, when known, is whose cgroup carries the volume's limits.
-	PodUID string
+	// Pod, when known, is who gets it: by its uid, the cgroup with the volume's limits.
+	Pod PodRef
 }
 
 func (r PublishRequest) args() targetArgs {
 	return targetArgs{
 		Staging: r.Staging, Block: r.Capability.Block, ReadOnly: r.ReadOnly || r.Capability.Mode.readsOnly(),
-		Mode: r.Capability.Mode, Flags: r.Capability.Flags, PodUID: r.PodUID,
+		Mode: r.Capability.Mode, Flags: r.Capability.Flags, PodUID: r.Pod.UID, Pod: r.Pod.String(),
 	}
 }
 
@@ -112,7 +112,7 @@ func (m *Manager) published(ctx context.Context, o *object, st *attachState, req
 	if !args.equal(want) {
 		return false, fmt.Errorf("%w: volume %s is published at %s in another way", ErrExists, req.ID, req.Target)
 	}
-	if known && args.Staging == want.Staging && args.PodUID == want.PodUID {
+	if known && args.sameUser(want) {
 		return true, nil
 	}
 	return true, m.state.update(req.ID, func(s *attachState) { s.Targets[req.Target] = want })

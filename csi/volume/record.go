@@ -108,6 +108,14 @@ type PodRef struct {
 	UID       string `json:"uid"`
 }
 
+// String is what people call the pod; empty when that is not known.
+func (p PodRef) String() string {
+	if p.Name == "" {
+		return ""
+	}
+	return p.Namespace + "/" + p.Name
+}
+
 const metaName = "meta.json"
 
 // volumeID derives a volume's id from its name: idempotency without an index,

@@ -48,10 +48,16 @@ type targetArgs struct {
 	Mode     AccessMode `json:"mode"`
 	Flags    []string   `json:"flags,omitempty"`
 	PodUID   string     `json:"podUID,omitempty"`
+	Pod      string     `json:"pod,omitempty"` // for people
 }
 
 func (a targetArgs) equal(b targetArgs) bool {
 	return a.Block == b.Block && a.ReadOnly == b.ReadOnly && a.Mode == b.Mode && slices.Equal(a.Flags, b.Flags)
+}
+
+// sameUser says whether the same pod has it, by the same way.
+func (a targetArgs) sameUser(b targetArgs) bool {
+	return a.Staging == b.Staging && a.PodUID == b.PodUID && a.Pod == b.Pod
 }
 
 func (s *attachState) empty() bool {
