@@ -94,6 +94,11 @@ func (c *cluster) config() Config {
 // run starts the controllers of node "me" until the test ends.
 func (c *cluster) run(cfg Config) *Controllers {
 	c.t.Helper()
+	return c.runOn("me", cfg)
+}
+
+func (c *cluster) runOn(node string, cfg Config) *Controllers {
+	c.t.Helper()
 	path, err := c.server.Kubeconfig("storage", kubetest.AdminToken, "")
 	c.must(err)
 	rest, err := clientcmd.BuildConfigFromFlags("", path)
@@ -103,7 +108,7 @@ func (c *cluster) run(cfg Config) *Controllers {
 	s, err := New(cfg, Deps{
 		SELinuxMount: true,
 		Log:          slog.New(slog.NewTextHandler(c.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
-		Node:         "me", Client: client, Volumes: c.fake, Snapshots: c.fake, Groups: c.fake,
+		Node:         node, Client: client, Volumes: c.fake, Snapshots: c.fake, Groups: c.fake,
 	})
 	c.must(err)
 	c.must(s.Start(c.t.Context()))

@@ -142,6 +142,9 @@ func (c *Controllers) work(ctx context.Context) {
 	if c.capacity != nil {
 		c.wg.Go(func() { c.capacity.run(ctx) })
 	}
+	if c.provisioner != nil {
+		c.wg.Go(func() { c.provisioner.releaseOrphans(ctx) })
+	}
 }
 
 // Stop waits until no controller is at work.

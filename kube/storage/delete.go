@@ -43,18 +43,23 @@ func (p *provisioner) deleteVolume(ctx context.Context, pv *corev1.PersistentVol
 		p.events.Event(pv, corev1.EventTypeWarning, "VolumeFailedDelete", fmt.Sprintf("node %s: %s", p.deps.Node, message(err)))
 		return fmt.Errorf("delete volume %s: %w", pv.Spec.CSI.VolumeHandle, err)
 	}
+	if err := p.removeObject(ctx, pv); err != nil {
+		return err
+	}
+	p.log.InfoContext(ctx, "volume deleted", "volume", pv.Name, "handle", pv.Spec.CSI.VolumeHandle)
+	p.CapacityChanged()
+	return nil
+}
+
+// removeObject takes the PersistentVolume of a volume that is no more.
+func (p *provisioner) removeObject(ctx context.Context, pv *corev1.PersistentVolume) error {
 	err := p.client.Volumes().Delete(ctx, pv.Name, metav1.DeleteOptions{
 		Preconditions: &metav1.Preconditions{UID: &pv.UID},
 	})
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("delete PersistentVolume %s: %w", pv.Name, err)
 	}
-	if err := p.setFinalizer(ctx, pv, false); err != nil {
-		return err
-	}
-	p.log.InfoContext(ctx, "volume deleted", "volume", pv.Name, "handle", pv.Spec.CSI.VolumeHandle)
-	p.CapacityChanged()
-	return nil
+	return p.setFinalizer(ctx, pv, false)
 }
 
 // setFinalizer adds or removes the finalizer; an object that is gone has none.

@@ -192,20 +192,23 @@ func (c *Controllers) nodeUID(ctx context.Context) string {
 // node.
 func (c *Controllers) ownVolume(obj any) bool {
 	pv, ok := obj.(*corev1.PersistentVolume)
-	if !ok || pv.Spec.CSI == nil || pv.Spec.CSI.Driver != c.cfg.Driver {
-		return false
-	}
-	if pv.Spec.NodeAffinity == nil || pv.Spec.NodeAffinity.Required == nil {
-		return false
+	return ok && c.nodeOf(pv) == c.deps.Node
+}
+
+// nodeOf is the node that a PersistentVolume of the driver's is on; empty for
+// others.
+func (c *Controllers) nodeOf(pv *corev1.PersistentVolume) string {
+	if pv.Spec.CSI == nil || pv.Spec.CSI.Driver != c.cfg.Driver || pv.Spec.NodeAffinity == nil || pv.Spec.NodeAffinity.Required == nil {
+		return ""
 	}
 	for _, term := range pv.Spec.NodeAffinity.Required.NodeSelectorTerms {
 		for _, e := range term.MatchExpressions {
-			if e.Key == c.cfg.TopologyKey && e.Operator == corev1.NodeSelectorOpIn && slices.Equal(e.Values, []string{c.deps.Node}) {
-				return true
+			if e.Key == c.cfg.TopologyKey && e.Operator == corev1.NodeSelectorOpIn && len(e.Values) == 1 {
+				return e.Values[0]
 			}
 		}
 	}
-	return false
+	return ""
 }
 
 // byHandle indexes the driver's PersistentVolumes by its name of the volume.
