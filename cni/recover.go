@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/nodeagent/nodeagent/cni/ipam"
@@ -167,6 +169,14 @@ func (n *Network) suspected(what string) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.suspects[what]
+}
+
+// Suspects are the attachments and links that the last look found without a
+// pod, and the next one removes if it finds them again, sorted.
+func (n *Network) Suspects() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Sorted(maps.Keys(n.suspects))
 }
 
 func (n *Network) setSuspects(seen map[string]bool) {

@@ -31,6 +31,8 @@ type graph struct {
 	routes map[string]http.Handler
 	parts  []part
 	begin  time.Time
+	// collectors are asked by gc, in the order of the rooms.
+	collectors []collector
 
 	containerd *containerd.Client
 	dataplane  *dataplane.Dataplane

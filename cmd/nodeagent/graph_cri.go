@@ -45,6 +45,7 @@ func (g *graph) addCRI(ctx context.Context) error {
 	g.nri = s.NRI
 	g.routes["GET /v1/pods"] = api.JSON(listPods(s))
 	maps.Copy(g.routes, imageRoutes(s.Images()))
+	g.addCollector(collectImages(s.Images(), s))
 	g.health.check("cri", func(context.Context) error {
 		if !s.Ready() {
 			return errors.Join(errRecovering, s.Waiting())

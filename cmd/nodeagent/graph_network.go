@@ -44,6 +44,7 @@ func (g *graph) addNetwork(context.Context) error {
 	}, dp.Stop)
 	if n := g.network; n != nil {
 		g.add("pod network", n.Start, n.Stop)
+		g.addCollector(collectNetwork(n))
 		g.health.check("network", n.Status)
 	}
 	return nil

@@ -35,6 +35,7 @@ func (g *graph) addStorage(context.Context) error {
 	g.storage = s
 	g.add("storage", s.Start, s.Stop)
 	maps.Copy(g.routes, volumeRoutes(s.Volumes()))
+	g.addCollector(collectVolumes(s.Volumes()))
 	g.health.check("storage", func(context.Context) error { return s.Volumes().Ready() })
 	return nil
 }

@@ -77,7 +77,7 @@ func newRoot() *cobra.Command {
 	root.PersistentFlags().String("api", api.DefaultSocket, "the daemon's local API socket")
 	root.AddCommand(runCommand(), statusCommand(), podsCommand(), imagesCommand(), ipamCommand(), volumesCommand(),
 		servicesCommand(), policyCommand(), conntrackCommand(), countersCommand(), flowsCommand(),
-		doctorCommand(), installCommand(), uninstallCommand(), configCommand(), versionCommand())
+		doctorCommand(), gcCommand(), installCommand(), uninstallCommand(), configCommand(), versionCommand())
 	return root
 }
 
