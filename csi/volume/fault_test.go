@@ -7,11 +7,13 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/nodeagent/nodeagent/csi/backend"
 	"github.com/nodeagent/nodeagent/csi/mount"
 	"github.com/nodeagent/nodeagent/csi/mount/mounttest"
 )
@@ -438,4 +440,34 @@ func TestRootBadRequestsChangeNothing(t *testing.T) {
 	}
 	w.ok(w.m.Delete(ctx, v.ID))
 	w.clean()
+}
+
+// A pool whose thin volumes may soon find no room says so, and says no more when
+// there is room again.
+func TestRootThinAlarm(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld(t, "xfs", 512<<20)
+	raw := Capability{Block: true, Mode: SingleWriter}
+	alarm := func() bool {
+		return slices.ContainsFunc(w.m.PoolHealth(ctx), func(c PoolCondition) bool { return c.Pool == "p" && c.Reason == "PoolNearlyFull" })
+	}
+	v := must[Volume](t)(w.m.Create(ctx, CreateRequest{
+		Name: "thin", Required: 2 << 30, Capabilities: []Capability{raw}, Parameters: map[string]string{"provisioning": "thin"},
+	}))
+	if alarm() {
+		t.Error("an empty pool is nearly full")
+	}
+	img := must[*os.File](t)(os.OpenFile(filepath.Join(w.m.pools["p"].dir(KindVolume, v.ID), "data.img"), os.O_RDWR, 0))
+	defer func() { _ = img.Close() }()
+	space := must[backend.Space](t)(w.m.pools["p"].be.Space(ctx))
+	w.ok(unix.Fallocate(int(img.Fd()), 0, 0, space.Free-space.Total/50)) // as its pod's writes would
+	if !alarm() {
+		t.Error("2% are left, and nobody says so")
+	}
+	_, err := w.m.Create(ctx, CreateRequest{Name: "thick", Required: 64 << 20, Capabilities: []Capability{raw}})
+	w.want(err, ErrNoSpace)
+	w.ok(w.m.Delete(ctx, v.ID))
+	if alarm() {
+		t.Error("the pool is empty again")
+	}
 }
