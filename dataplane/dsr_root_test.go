@@ -234,6 +234,28 @@ func TestRootDirectReturnRestart(t *testing.T) {
 	}
 }
 
+// TestRootDirectReturnEarly: a node that does not know its addresses yet starts,
+// and is led to once it does.
+func TestRootDirectReturnEarly(t *testing.T) {
+	l := newLabWith(t, 2, direct(ExternalDSR))
+	x, y := l.hosts[0], l.hosts[1]
+	known := y.node
+	y.agent.stop(t)
+	y.run(t, "ip link del nvx0")
+	y.node.Addrs, y.node.PodCIDRs = nil, nil
+	y.startAgent(t)
+	y.node = known
+	y.agent.must(t, "SetNode", y.node)
+	b := y.addPod(t, "b")
+	l.join(t, "auto")
+	b.serve(t, "b", 80, b.addrs...)
+	l.serveEverywhere(t, external(newService("b", vips(1), 80, b.target()), 30080, nil, false))
+	name, saw, err := l.world.ask("tcp", netip.AddrPortFrom(x.node.Addrs[0], 30080))
+	if err != nil || name != "b" || saw != outsiders[0].String() {
+		t.Errorf("got %s which saw %s, %v; want b which saw %s", name, saw, err, outsiders[0])
+	}
+}
+
 // TestRootDirectReturnMoves: a UDP flow goes to another backend of the other
 // node when its own is removed, though that node knows the flow already.
 func TestRootDirectReturnMoves(t *testing.T) {

@@ -195,7 +195,8 @@ func underlayOf(p Peer, v4 bool) netip.Addr {
 // syncTunnel makes the overlay's device while a peer needs it, or may lead
 // flows here through it.
 func (d *Dataplane) syncTunnel() error {
-	need := d.cfg.DSR() || slices.ContainsFunc(slices.Collect(maps.Values(d.peers)), func(p Peer) bool { return d.modeOf(p) == modeVXLAN })
+	// Before the node's addresses are known nobody leads anything here.
+	need := d.cfg.DSR() && len(d.node.Addrs) > 0 || slices.ContainsFunc(slices.Collect(maps.Values(d.peers)), func(p Peer) bool { return d.modeOf(p) == modeVXLAN })
 	if !need {
 		d.tunnel = 0
 		if !d.peersKnown {

@@ -68,6 +68,8 @@ type Config struct {
 	PullImages bool
 	// Conformance adds the stand-ins of the images that Kubernetes' own tests ask for.
 	Conformance bool
+	// ServiceOptions are those of the agent's data path.
+	ServiceOptions map[string]string
 	// FeatureGates are set on every Kubernetes component.
 	FeatureGates map[string]bool
 	// Progress receives what happens; nil means that nobody watches.

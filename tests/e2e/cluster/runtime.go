@@ -70,19 +70,20 @@ func (n *Node) startAgent() error {
 	if n.c.Runtime == RuntimeBoth {
 		level = "info" // who compares does not want to measure the log
 	}
+	dataplane := map[string]any{"cgroup": n.UnifiedCgroup(), "serviceOptions": n.c.ServiceOptions}
 	cfg := map[string]any{
 		"apiVersion": "nodeagent.dev/v1alpha1", "kind": "NodeAgentConfiguration",
 		"node":       map[string]any{"name": n.Name},
 		"log":        map[string]any{"level": level},
 		"containerd": map[string]any{"managed": true},
-		"dataplane":  map[string]any{"cgroup": n.UnifiedCgroup()},
+		"dataplane":  dataplane,
 		"kubernetes": map[string]any{"kubeconfig": "/etc/nodeagent/kubeconfig"},
 	}
 	if !n.c.bare {
 		cfg["storage"] = n.pools()
 	}
 	if n.c.alone {
-		cfg["dataplane"] = map[string]any{"cgroup": unifiedRoot()}
+		dataplane["cgroup"] = unifiedRoot()
 	}
 	maps.Copy(cfg, n.c.AgentExtra)
 	if err := n.writeYAML(agentConfig, cfg); err != nil {

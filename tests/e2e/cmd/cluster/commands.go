@@ -52,6 +52,17 @@ func parse(command string, args []string) (*options, error) {
 	f.StringVar(&o.Dist, "dist", o.Dist, "directory of make package: its DaemonSet instead of bridge and kube-proxy (with --runtime containerd)")
 	f.StringVar(&o.Bin, "bin", o.Bin, "directory with the programs of this repository")
 	f.Func("feature-gates", "feature gates of every Kubernetes component: NAME=true,NAME=false", o.gates)
+	f.Func("service-option", "one of the agent's dataplane.serviceOptions: NAME=VALUE", func(text string) error {
+		name, value, ok := strings.Cut(text, "=")
+		if !ok {
+			return fmt.Errorf("%q is not NAME=VALUE", text)
+		}
+		if o.ServiceOptions == nil {
+			o.ServiceOptions = map[string]string{}
+		}
+		o.ServiceOptions[name] = value
+		return nil
+	})
 	f.BoolVar(&o.detach, "detach", false, "go on in the background when the cluster is up")
 	focus := map[string]string{
 		"conformance": `\[sig-(node|network|storage)\].*\[Conformance\]`,
