@@ -26,6 +26,7 @@
 #include "lib/sockops.h"
 #include "lib/spoof.h"
 #include "lib/verdict.h"
+#include "lib/xdp.h"
 
 /* Go reads these too, and the compiler describes only the types of objects. */
 struct shared_types {
@@ -132,6 +133,21 @@ int from_net(struct __sk_buff *skb)
 	if (to == EXPRESS_HOST)
 		return verdict_outer(skb);
 	return to ? verdict_lane(skb, HOOK_NET, to) : net_stages(skb);
+}
+
+/* Before from_net, where the driver can: what only passes through. */
+SEC("xdp.frags")
+int xdp_net(struct xdp_md *ctx)
+{
+	return xdp_pass_through(ctx);
+}
+
+/* In the place of xdp_net while links are given other programs and tables. */
+SEC("xdp.frags")
+int xdp_idle(struct xdp_md *ctx)
+{
+	(void)ctx;
+	return XDP_PASS;
 }
 
 /* Ingress of the overlay: what other nodes send to our pods, and to us. */

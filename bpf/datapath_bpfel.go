@@ -219,6 +219,7 @@ const (
 	DatapathReasonFWD_REJECT      DatapathReason = 5
 	DatapathReasonFWD_TOO_BIG     DatapathReason = 6
 	DatapathReasonFWD_DSR         DatapathReason = 7
+	DatapathReasonFWD_XDP         DatapathReason = 8
 	DatapathReasonPASS_NOT_IP     DatapathReason = 16
 	DatapathReasonPASS_NEIGHBOUR  DatapathReason = 17
 	DatapathReasonPASS_HOST       DatapathReason = 18
@@ -362,6 +363,7 @@ type DatapathUplinkFlags uint32
 
 const (
 	DatapathUplinkFlagsUPLINK_MASQ DatapathUplinkFlags = 1
+	DatapathUplinkFlagsUPLINK_XDP  DatapathUplinkFlags = 2
 )
 
 type DatapathWay struct {
@@ -424,6 +426,8 @@ const (
 	DatapathProgSockSendmsg6 = "sock_sendmsg6"
 	DatapathProgToNet        = "to_net"
 	DatapathProgToPod        = "to_pod"
+	DatapathProgXdpIdle      = "xdp_idle"
+	DatapathProgXdpNet       = "xdp_net"
 	DatapathVarCfgDsr        = "cfg_dsr"
 	DatapathVarCfgHostCookie = "cfg_host_cookie"
 	DatapathVarCfgOldKey     = "cfg_old_key"
@@ -439,6 +443,7 @@ const (
 	DatapathVarCfgVni        = "cfg_vni"
 	DatapathVarEpoch         = "epoch"
 	DatapathVarSharedTypes   = "shared_types"
+	DatapathVarUnderlay      = "underlay"
 	DatapathVarWatched       = "watched"
 )
 
@@ -503,6 +508,8 @@ type DatapathProgramSpecs struct {
 	SockSendmsg6 *ebpf.ProgramSpec `ebpf:"sock_sendmsg6"`
 	ToNet        *ebpf.ProgramSpec `ebpf:"to_net"`
 	ToPod        *ebpf.ProgramSpec `ebpf:"to_pod"`
+	XdpIdle      *ebpf.ProgramSpec `ebpf:"xdp_idle"`
+	XdpNet       *ebpf.ProgramSpec `ebpf:"xdp_net"`
 }
 
 // DatapathMapSpecs contains maps before they are loaded into the kernel.
@@ -556,6 +563,7 @@ type DatapathVariableSpecs struct {
 	CfgVni        *ebpf.VariableSpec `ebpf:"cfg_vni"`
 	Epoch         *ebpf.VariableSpec `ebpf:"epoch"`
 	SharedTypes   *ebpf.VariableSpec `ebpf:"shared_types"`
+	Underlay      *ebpf.VariableSpec `ebpf:"underlay"`
 	Watched       *ebpf.VariableSpec `ebpf:"watched"`
 }
 
@@ -657,6 +665,7 @@ type DatapathVariables struct {
 	CfgVni        *ebpf.Variable `ebpf:"cfg_vni"`
 	Epoch         *ebpf.Variable `ebpf:"epoch"`
 	SharedTypes   *ebpf.Variable `ebpf:"shared_types"`
+	Underlay      *ebpf.Variable `ebpf:"underlay"`
 	Watched       *ebpf.Variable `ebpf:"watched"`
 }
 
@@ -683,6 +692,8 @@ type DatapathPrograms struct {
 	SockSendmsg6 *ebpf.Program `ebpf:"sock_sendmsg6"`
 	ToNet        *ebpf.Program `ebpf:"to_net"`
 	ToPod        *ebpf.Program `ebpf:"to_pod"`
+	XdpIdle      *ebpf.Program `ebpf:"xdp_idle"`
+	XdpNet       *ebpf.Program `ebpf:"xdp_net"`
 }
 
 func (p *DatapathPrograms) Close() error {
@@ -706,6 +717,8 @@ func (p *DatapathPrograms) Close() error {
 		p.SockSendmsg6,
 		p.ToNet,
 		p.ToPod,
+		p.XdpIdle,
+		p.XdpNet,
 	)
 }
 

@@ -9,7 +9,7 @@ import (
 
 // direct says whether a packet is led to the backend's node: its flow is, or it
 // begins one from outside whose service wants it, whose backend's node takes it,
-// and whose client is no pod of another node.
+// and whose client is no other node, nor a pod of one.
 func (m *model) direct(w *walk) bool {
 	if w.flow&DatapathCtFlagsCT_DSR == 0 {
 		return false
@@ -17,7 +17,7 @@ func (m *model) direct(w *walk) bool {
 	if w.known != nil {
 		return !w.reply
 	}
-	if w.hook != DatapathHookHOOK_NET || !m.takes(w.now.dst) {
+	if w.hook != DatapathHookHOOK_NET || !m.takes(w.now.dst) || m.takes(w.src) {
 		return false
 	}
 	from, known := m.route(w.src)

@@ -28,13 +28,15 @@ var (
 const (
 	nodePort   = 30080
 	directPort = 30090 // leads to direct
+	nativePort = 30070 // leads to native
 )
 
 // duel runs packets through the programs and through the model.
 type duel struct {
 	*netLab
 	*model
-	got  []byte // what the programs made of the packet
+	got  []byte         // what the programs made of the packet
+	act  DatapathReason // and what became of it
 	seen map[[2]int]uint64
 	all  []DatapathReason
 }
@@ -79,6 +81,7 @@ func newDuel(tb testing.TB) *duel {
 		}
 		d.addNodePort(nodePort, frontend{id: 7, backend: netip.AddrPortFrom(far.at(0), 8080)}, far, f)
 		d.addNodePort(directPort, frontend{id: 8, backend: netip.AddrPortFrom(direct.at(0), 8080), direct: true}, direct, f)
+		d.addNodePort(nativePort, frontend{id: 9, backend: netip.AddrPortFrom(native.at(0), 8080)}, native, f)
 	}
 	d.forget()
 	return d
@@ -166,6 +169,7 @@ func (d *duel) meet(s shot) bool {
 	d.got = opts.DataOut
 	want := d.model.run(s.hook, s.link, s.in)
 	reason := d.reasonOf(s.hook, want.reason)
+	d.act = reason
 	if !agree(want.reason, reason) {
 		d.Fatalf("hook %d: reason %d, the model says %d, for\n%x", s.hook, reason, want.reason, s.in)
 	}

@@ -327,7 +327,7 @@ func (m *model) service(w *walk) DatapathReason {
 
 // six is the IPv6 address of whoever has an IPv4 address in the model's world.
 func six(a netip.Addr) netip.Addr {
-	for _, p := range []pair{podA, podB, node, world, far, direct} {
+	for _, p := range []pair{podA, podB, node, world, far, direct, native} {
 		if p.at(0) == a {
 			return p.at(1)
 		}

@@ -84,6 +84,10 @@ type ServiceOptions struct {
 	// "snat" a service may say it itself: the annotation
 	// nodeagent.dev/external-mode.
 	ExternalMode string `yaml:"externalMode"`
+	// XDP carries flows from outside that only pass through this node, to a
+	// backend elsewhere, in the driver of the uplink: "off", "auto" (where the
+	// driver can, but for veth) or "native" (veth too).
+	XDP string `yaml:"xdp"`
 }
 
 // Modes of ServiceOptions.ExternalMode.
@@ -137,7 +141,7 @@ func Default() Config {
 		Policies:       true,
 		Tunnel:         TunnelConfig{Port: 8472, VNI: 1, Device: "nvx0", Direct: true},
 		SNATPorts:      PortRange{Min: 61000, Max: 65535},
-		ServiceOptions: ServiceOptions{Metrics: true, MaxMetrics: 1024, ExternalMode: ExternalSNAT},
+		ServiceOptions: ServiceOptions{Metrics: true, MaxMetrics: 1024, ExternalMode: ExternalSNAT, XDP: XDPOff},
 		Maps: MapSizes{
 			Conntrack: 131072, Endpoints: 4096, Services: 65536,
 			Backends: 262144, Routes: 65536, Affinity: 16384, Identities: 131072, Rules: 131072,
@@ -181,6 +185,9 @@ func (c Config) Validate() error {
 	}
 	if m := c.ServiceOptions.ExternalMode; !slices.Contains([]string{ExternalSNAT, ExternalDSR, ExternalHybrid, ExternalAnnotated}, m) {
 		fault("serviceOptions.externalMode: %q is not one of snat, dsr, hybrid, annotated", m)
+	}
+	if m := c.ServiceOptions.XDP; !slices.Contains([]string{XDPOff, XDPAuto, XDPNative}, m) {
+		fault("serviceOptions.xdp: %q is not one of off, auto, native", m)
 	}
 	errs = append(errs, c.Maps.validate()...)
 	errs = append(errs, c.Timeouts.validate()...)

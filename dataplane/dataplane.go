@@ -89,7 +89,8 @@ type Dataplane struct {
 	// nodeKnown and peersKnown: somebody said so, and what an earlier daemon
 	// knew may go.
 	nodeKnown, peersKnown bool
-	tunnel                int // index of the overlay's device, 0: none
+	xdp                   map[int]Acceleration // by index of the uplink
+	tunnel                int                  // index of the overlay's device, 0: none
 	underlay              netip.Addr
 	underMTU              int                       // of the link below it
 	under                 map[netip.Addr]maps.Under // of the peers behind the overlay
@@ -139,6 +140,7 @@ func New(cfg Config, deps Deps) (*Dataplane, error) {
 		owners:      map[netip.Addr]string{},
 		peers:       map[string]Peer{},
 		uplinks:     map[int]string{},
+		xdp:         map[int]Acceleration{},
 		attached:    map[int]bool{},
 		handover:    map[int]bool{},
 		forgotten:   map[int]bool{},

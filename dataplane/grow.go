@@ -121,7 +121,7 @@ func (d *Dataplane) grow(ctx context.Context, want map[string]uint32) error {
 	}
 	d.table.resize(maps.NewServices(d.kernel.Svc, d.kernel.Be, d.kernel.Ranges))
 	d.affinity = maps.NewAffinity(d.kernel.Aff)
-	err = errors.Join(d.kernel.Epoch.Set(d.epoch), d.rewatch(), d.relink(), done())
+	err = errors.Join(d.kernel.Epoch.Set(d.epoch), d.rewatch(), d.tellUnderlay(), d.relink(), done())
 	for name, size := range want {
 		d.grown[name]++
 		d.log.WarnContext(ctx, "map was made larger", "map", name, "from", from[name], "to", size,
@@ -152,6 +152,9 @@ func (d *Dataplane) relink() error {
 	}
 	for idx := range d.uplinks {
 		errs = append(errs, d.kernel.Uplink(idx))
+		if d.xdp[idx].Native {
+			errs = append(errs, d.kernel.XDP(idx))
+		}
 	}
 	if d.tunnel != 0 {
 		errs = append(errs, d.kernel.Tunnel(d.tunnel))

@@ -195,7 +195,7 @@ func agentMain() int {
 				if err = json.Unmarshal(c.Args, &node); err == nil && d != nil {
 					err = d.SetNode(ctx, node)
 				}
-			case "Trace", "Frontends", "ServiceStats", "Usage", "Watch", "Watched", "Unwatch", "Counters":
+			case "Trace", "Frontends", "ServiceStats", "Usage", "Watch", "Watched", "Unwatch", "Counters", "Accelerations":
 				r.Out, err = agentAsk(d, &looks, c)
 			default:
 				err = agentCall(ctx, d, c)
@@ -257,6 +257,8 @@ func agentAsk(d *Dataplane, looks *labLooks, c labCall) (json.RawMessage, error)
 		out, err = d.Frontends()
 	case "Counters":
 		out, err = d.Counters()
+	case "Accelerations":
+		out = d.Accelerations()
 	case "ServiceStats":
 		out, err = d.ServiceStats()
 	default:

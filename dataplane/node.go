@@ -101,6 +101,7 @@ func (d *Dataplane) isUplink(i attach.Interface) bool {
 // syncUplinks attaches to uplinks, and lets those go that are none any more.
 func (d *Dataplane) syncUplinks() error {
 	want := map[int]maps.Uplink{}
+	fast := map[int]bool{}
 	next := map[int]string{}
 	var errs []error
 	for _, i := range d.host.Interfaces {
@@ -108,7 +109,9 @@ func (d *Dataplane) syncUplinks() error {
 			continue
 		}
 		next[i.Index] = i.Name
+		fast[i.Index] = d.accelerate(i)
 		want[i.Index] = maps.Uplink{
+			XDP:        fast[i.Index],
 			Addr4:      d.sourceAddr(i, true),
 			Addr6:      d.sourceAddr(i, false),
 			Masquerade: d.node.Masquerade,
@@ -132,6 +135,7 @@ func (d *Dataplane) syncUplinks() error {
 		}
 	}
 	d.uplinks = next
+	errs = append(errs, d.slowDown(fast))
 	names := make([]string, 0, len(next))
 	for _, n := range next {
 		names = append(names, n)

@@ -229,6 +229,14 @@ func (d *Dataplane) syncTunnel() error {
 		}
 	}
 	d.tunnel, d.underlay, d.underMTU = idx, under, mtu
+	return d.tellUnderlay()
+}
+
+// tellUnderlay tells the programs our end of the overlay.
+func (d *Dataplane) tellUnderlay() error {
+	if err := d.kernel.Underlay.Set(dpmaps.AddrOf(d.underlay)); err != nil {
+		return fmt.Errorf("set end of the overlay: %w", err)
+	}
 	return nil
 }
 

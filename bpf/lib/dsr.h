@@ -121,9 +121,12 @@ static __always_inline bool dsr_allowed(const struct pkt *pkt, const struct rout
 
 	if (!cfg_dsr || !(pkt->ct_flags & CT_DSR) || !rt || !rt->dsr || pkt->hook != HOOK_NET)
 		return false;
-	/* Pods of other nodes take answers only from where they asked. */
+	/*
+	 * Pods of other nodes take answers only from where they asked; and a node
+	 * takes nothing from outside that claims to come from itself.
+	 */
 	from = route_find(&pkt->t.src);
-	return !from || (from->kind != ROUTE_NATIVE && from->kind != ROUTE_TUNNEL);
+	return !from || (!from->dsr && from->kind != ROUTE_NATIVE && from->kind != ROUTE_TUNNEL);
 }
 
 static __always_inline int dsr_forward(struct pkt *pkt, const struct route *rt)

@@ -50,10 +50,16 @@ struct {
 /* Somebody looks at new flows: their first packets are events, too. */
 volatile __u32 watched = 0;
 
-static __always_inline void count(struct __sk_buff *skb, __u8 hook, __u8 reason)
+static __always_inline struct counter *counter_of(__u8 hook, __u8 reason)
 {
 	__u32 idx = (__u32)hook * REASON_MAX + reason;
-	struct counter *c = bpf_map_lookup_elem(&counters, &idx);
+
+	return bpf_map_lookup_elem(&counters, &idx);
+}
+
+static __always_inline void count(struct __sk_buff *skb, __u8 hook, __u8 reason)
+{
+	struct counter *c = counter_of(hook, reason);
 
 	if (!c)
 		return;

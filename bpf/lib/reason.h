@@ -17,6 +17,7 @@ enum reason {
 	FWD_REJECT = 5,	 /* answered with an ICMP error or a RST: nobody serves it */
 	FWD_TOO_BIG = 6, /* answered with an ICMP error: the way ahead is too narrow */
 	FWD_DSR = 7,	 /* to the node of the backend, which answers by itself */
+	FWD_XDP = 8,	 /* through this node, before it is a packet of the kernel's */
 
 	/* Left to the kernel. */
 	PASS_NOT_IP = 16,    /* ARP and other things that are not IP */

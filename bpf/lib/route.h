@@ -51,6 +51,7 @@ static __always_inline struct route *route_find(const struct addr *a)
 
 enum uplink_flags {
 	UPLINK_MASQ = 0x1, /* pods leave with the uplink's address */
+	UPLINK_XDP = 0x2,  /* takes frames that XDP sends */
 };
 
 /* An interface with a way out, and the addresses that flows leave it with. */

@@ -69,6 +69,13 @@ func doctorDaemon(cmd *cobra.Command) []doctor.Finding {
 			out = append(out, doctor.Finding{Check: "daemon: " + c.Part, Level: doctor.Fail, Detail: c.Message})
 		}
 	}
+	for _, a := range s.XDP {
+		f := doctor.Finding{Check: "xdp: " + a.IfName, Level: doctor.OK, Detail: a.String()}
+		if !a.Native {
+			f.Level, f.Hint = doctor.Warn, "flows from outside take the ordinary way; dataplane.serviceOptions.xdp: off says that this is meant"
+		}
+		out = append(out, f)
+	}
 	return append(append(out, doctorNRI(s.NRI)...), doctorLeaks(cmd)...)
 }
 

@@ -50,6 +50,9 @@ func statusCommand() *cobra.Command {
 				t.add("", "but: "+f)
 			}
 		}
+		for _, a := range s.XDP {
+			t.add("xdp at "+a.IfName+":", a.String())
+		}
 		if err := render(cmd.OutOrStdout(), *format, s, t); err != nil {
 			return err
 		}

@@ -112,6 +112,9 @@ func (g *graph) addAPI(context.Context) error {
 		if g.nri != nil {
 			st.NRI = g.nri()
 		}
+		if g.dataplane != nil {
+			st.XDP = g.dataplane.Accelerations()
+		}
 		return st, nil
 	})
 	// curl --unix-socket /run/nodeagent/api.sock http://n/debug/pprof/heap
@@ -141,4 +144,6 @@ type status struct {
 	Kubernetes *kube.Status `json:"kubernetes,omitempty"`
 	// NRI is how the runtime's plugins are; nil without them.
 	NRI *nri.Status `json:"nri,omitempty"`
+	// XDP is what became of it at each uplink; nothing when it is off.
+	XDP []dataplane.Acceleration `json:"xdp,omitempty"`
 }

@@ -188,7 +188,7 @@ func (u *upgrade) putRelays() error {
 			return err
 		}
 	}
-	return nil
+	return u.k.idleXDP(u.objs.XdpIdle)
 }
 
 // turn puts the new programs in charge, all at once, and waits until no old one

@@ -110,6 +110,8 @@ type Uplink struct {
 	Addr4, Addr6 netip.Addr
 	// Masquerade: pods' flows are translated too.
 	Masquerade bool
+	// XDP: it takes frames that XDP sends.
+	XDP bool
 }
 
 // Uplinks is the map of them by interface index.
@@ -129,6 +131,9 @@ func (u Uplinks) Sync(want map[int]Uplink) error {
 		v := bpf.DatapathUplink{Addr4: AddrOf(up.Addr4), Addr6: AddrOf(up.Addr6)}
 		if up.Masquerade {
 			v.Flags = uint32(bpf.DatapathUplinkFlagsUPLINK_MASQ)
+		}
+		if up.XDP {
+			v.Flags |= uint32(bpf.DatapathUplinkFlagsUPLINK_XDP)
 		}
 		old, ok := have[k]
 		delete(have, k)

@@ -86,6 +86,7 @@ func reasonNames() map[bpf.DatapathReason]string {
 		bpf.DatapathReasonFWD_WORLD:       "world",
 		bpf.DatapathReasonFWD_REJECT:      "rejected",
 		bpf.DatapathReasonFWD_DSR:         "direct_return",
+		bpf.DatapathReasonFWD_XDP:         "xdp",
 		bpf.DatapathReasonFWD_TOO_BIG:     "rejected_too_big",
 		bpf.DatapathReasonPASS_NOT_IP:     "not_ip",
 		bpf.DatapathReasonPASS_NEIGHBOUR:  "neighbour_discovery",
