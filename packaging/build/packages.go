@@ -106,26 +106,43 @@ Comment: BPF programs are GPL-2.0-only OR BSD-2-Clause.
 `
 
 const (
+	// deb-systemd-helper remembers what a person had enabled or disabled over removals, and works where no systemd runs: in an
+	// image that is being made.
 	debPostinst = `#!/bin/sh
 set -e
-if [ "$1" = configure ] && [ -d /run/systemd/system ]; then
-	systemctl daemon-reload
-	if [ -z "$2" ]; then
-		systemctl enable nodeagent.service
-		echo "nodeagent: edit /etc/nodeagent/config.yaml, then systemctl start nodeagent"
+if [ "$1" = configure ]; then
+	deb-systemd-helper unmask nodeagent.service >/dev/null || true
+	if deb-systemd-helper --quiet was-enabled nodeagent.service; then
+		deb-systemd-helper enable nodeagent.service >/dev/null || true
 	else
+		deb-systemd-helper update-state nodeagent.service >/dev/null || true
+	fi
+	if [ -z "$2" ]; then
+		echo "nodeagent: edit /etc/nodeagent/config.yaml, then systemctl start nodeagent"
+	fi
+	if [ -d /run/systemd/system ]; then
+		systemctl daemon-reload
 		# Pods, connections and volumes stay over a restart.
-		systemctl try-restart nodeagent.service
+		[ -z "$2" ] || systemctl try-restart nodeagent.service
 	fi
 fi
 `
 	debPrerm = `#!/bin/sh
 set -e
 if [ "$1" = remove ] && [ -d /run/systemd/system ]; then
-	systemctl disable --now nodeagent.service
+	systemctl stop nodeagent.service
 fi
 `
-	debPostrm = "#!/bin/sh\nset -e\n" + reload
+	debPostrm = `#!/bin/sh
+set -e
+if [ "$1" = remove ]; then
+	deb-systemd-helper mask nodeagent.service >/dev/null || true
+fi
+if [ "$1" = purge ]; then
+	deb-systemd-helper purge nodeagent.service >/dev/null || true
+	deb-systemd-helper unmask nodeagent.service >/dev/null || true
+fi
+` + reload
 
 	reload = `if [ -d /run/systemd/system ]; then
 	systemctl daemon-reload

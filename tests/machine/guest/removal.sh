@@ -9,6 +9,11 @@ test_remove() {
   ! systemctl is-active nodeagent || fail "the unit runs after removal"
   [ -f /etc/nodeagent/config.yaml ] || fail "removal took the configuration"
   dpkg -i /machine/nodeagent_*.deb
+  same "the unit that was enabled before" "$(systemctl is-enabled nodeagent)" enabled
+  systemctl disable nodeagent
+  dpkg -r nodeagent
+  dpkg -i /machine/nodeagent_*.deb
+  same "the unit that a person had disabled" "$(systemctl is-enabled nodeagent)" disabled
   up nodeagent
 }
 
