@@ -44,9 +44,9 @@ initrd() { # kernel directory, release
 boot() { # kernel directory, release, disk
   timeout "${TIMEOUT:-3600}" qemu-system-x86_64 -accel "${ACCEL:-tcg,thread=multi}" -cpu max -smp 2 -m 4096 -nodefaults -no-user-config -display none \
     -no-reboot -kernel "$1/boot/vmlinuz-$2" -initrd "$work/initrd.gz" \
-    -append "console=ttyS0 panic=-1 quiet systemd.show_status=0 apparmor=1 security=apparmor" \
+    -append "console=ttyS0 panic=-1 quiet no_timer_check systemd.show_status=0 apparmor=1 security=apparmor" \
     -drive "file=$3,if=virtio,format=raw,snapshot=on" -drive "file=$work/payload.ext4,if=virtio,format=raw,readonly=on" \
-    -nic user,model=virtio-net-pci,restrict=on -object rng-random,id=rng,filename=/dev/urandom -device virtio-rng-pci,rng=rng \
+    -nic user,model=virtio-net-pci -object rng-random,id=rng,filename=/dev/urandom -device virtio-rng-pci,rng=rng \
     -serial "file:$out/console.log" -serial stdio </dev/null
 }
 
@@ -69,7 +69,7 @@ main() {
   initrd "$dir" "$rel"
   t0=$SECONDS
   say "$rel: booting; console in dist/machine/console.log"
-  boot "$dir" "$rel" "$disk" | tr -d '\r' | tee "$out/tests.log" | if [ -n "${VERBOSE:-}" ]; then cat; else grep --line-buffered -avE '^=== |^ *--- PASS|^PASS$'; fi || true
+  boot "$dir" "$rel" "$disk" | sed -u 's|\r$||' | tee "$out/tests.log" | if [ -n "${VERBOSE:-}" ]; then cat; else grep --line-buffered -avE '^=== |^ *--- PASS|^PASS$'; fi || true
   verdict=$(sed -n 's/^machine: exit \([0-9]*\)$/\1/p' "$out/tests.log")
   [ -n "$verdict" ] || { say "FAILED: it did not finish within ${TIMEOUT:-3600} s; see dist/machine"; exit 1; }
   [ "$verdict" = 0 ] || { say "FAILED after $((SECONDS - t0)) s; see dist/machine"; exit 1; }

@@ -16,7 +16,7 @@ await() { # seconds command...
   set +x
   until "$@" >/dev/null 2>&1; do
     [ $SECONDS -lt $end ] || { "$@" || true; fail "never: $*"; }
-    sleep 0.3
+    sleep 1
   done
 }
 
