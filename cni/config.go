@@ -42,7 +42,9 @@ type Config struct {
 
 // Pool is a named range of addresses.
 type Pool struct {
-	Name  string         `yaml:"name"`
+	// Name is what annotations and listings call it.
+	Name string `yaml:"name"`
+	// CIDRs are its ranges, of either family.
 	CIDRs []netip.Prefix `yaml:"cidrs"`
 	// Namespaces whose pods have their addresses from this pool by default.
 	Namespaces []string `yaml:"namespaces"`

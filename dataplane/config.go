@@ -61,6 +61,7 @@ type TunnelConfig struct {
 
 // PortRange is a range of ports, both ends included.
 type PortRange struct {
+	// Min and Max are the first and the last port.
 	Min uint16 `yaml:"min"`
 	Max uint16 `yaml:"max"`
 }
@@ -105,12 +106,17 @@ func (c Config) DSR() bool { return c.Services && c.ServiceOptions.ExternalMode 
 // MapSizes are the capacities of the maps, in entries. A larger one takes effect
 // with the next start, a smaller one with the next boot.
 type MapSizes struct {
+	// Conntrack is for records of flows; a translated flow has two.
 	Conntrack uint32 `yaml:"conntrack"`
+	// Endpoints is for addresses of pods and of the node.
 	Endpoints uint32 `yaml:"endpoints"`
-	Services  uint32 `yaml:"services"`
-	Backends  uint32 `yaml:"backends"`
-	Routes    uint32 `yaml:"routes"`
-	Affinity  uint32 `yaml:"affinity"`
+	// Services is for frontends, Backends for endpoints behind them: they grow by themselves.
+	Services uint32 `yaml:"services"`
+	Backends uint32 `yaml:"backends"`
+	// Routes is for ranges of other nodes.
+	Routes uint32 `yaml:"routes"`
+	// Affinity is for clients of services with session affinity; it grows by itself.
+	Affinity uint32 `yaml:"affinity"`
 	// Identities and Rules are network policy's.
 	Identities uint32 `yaml:"identities"`
 	Rules      uint32 `yaml:"rules"`

@@ -58,7 +58,9 @@ type PoolConfig struct {
 // ClassConfig is a named set of parameters that a StorageClass can refer to
 // with `class: name`.
 type ClassConfig struct {
-	Name       string            `yaml:"name"`
+	// Name is what the parameter "class" of a StorageClass says.
+	Name string `yaml:"name"`
+	// Parameters are those of a StorageClass, as they are on this node.
 	Parameters map[string]string `yaml:"parameters"`
 }
 

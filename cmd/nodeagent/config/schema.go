@@ -20,6 +20,7 @@ import (
 // Configuration is the whole file. Each section belongs to one room, which
 // documents its fields, knows its defaults and validates it.
 type Configuration struct {
+	// APIVersion and Kind are those of the example above.
 	APIVersion string            `yaml:"apiVersion"`
 	Kind       string            `yaml:"kind"`
 	Node       Node              `yaml:"node"`
@@ -73,8 +74,11 @@ type Network struct {
 
 // Peer is another node.
 type Peer struct {
-	Name     string         `yaml:"name"`
-	Addrs    []netip.Addr   `yaml:"addrs"`
+	// Name is the other node's.
+	Name string `yaml:"name"`
+	// Addrs are its addresses, primary first in each family.
+	Addrs []netip.Addr `yaml:"addrs"`
+	// PodCIDRs are the ranges of its pods.
 	PodCIDRs []netip.Prefix `yaml:"podCIDRs"`
 	// Mode is native, vxlan or auto (the default).
 	Mode string `yaml:"mode"`
