@@ -15,12 +15,14 @@ import (
 // drivers, where veth sends no large packets: so it has a "near" of its own.
 func BenchmarkRootExternal(b *testing.B) {
 	for _, xdp := range []bool{false, true} {
-		name, newOne := "stages", func(b *testing.B) *lab { return newLabWith(b, 2, direct(ExternalAnnotated)) }
-		if xdp {
-			name, newOne = "xdp", func(b *testing.B) *lab { return newFastLab(b, ExternalAnnotated) }
-		}
+		name := map[bool]string{false: "stages", true: "xdp"}[xdp]
 		b.Run(name, func(b *testing.B) {
-			l := newOne(b)
+			var l *lab
+			if xdp {
+				l = newFastLab(b, ExternalAnnotated)
+			} else {
+				l = newLabWith(b, 2, direct(ExternalAnnotated))
+			}
 			x, y := l.hosts[0], l.hosts[1]
 			p := y.addPod(b, "p")
 			l.join(b, "auto")
