@@ -24,7 +24,7 @@ payload() { # directory
   local p room
   mkdir -p "$1/bin" "$1/tests"
   cp -r "$top/tests/machine/guest" "$1/guest"
-  cp "$top"/dist/nodeagent_*.deb "$top"/dist/nodeagent-*.oci.tar "$top/dist/nodeagent.yaml" "$1/"
+  cp "$(ls -t "$top"/dist/nodeagent_*.deb | head -n 1)" "$1/" # the one just made
   for p in "${programs[@]}"; do cp -L "$root/bin/$p" "$1/bin/"; done
   cp "$top/bin/web" "$top/bin/cluster" "$(command -v busybox)" "$1/bin/"
   (cd "$top/tests/e2e" && CGO_ENABLED=0 go test -c -trimpath -ldflags '-s -w' -o "$1/tests/cri" ./cri)
