@@ -158,7 +158,7 @@ spec:
   containers:
   - name: c
     image: registry.local/busybox:1
-    command: [sh, -c, "exec tail /dev/zero"]
+    command: [sh, -c, "exec dd if=/dev/zero of=/dev/null bs=200M count=1"]
     resources: {limits: {memory: 24Mi, cpu: 500m}}
 EOF
   await 120 eval "pods | jq -e '.items[] | select(.metadata.name == \"oom-machine\") | .status.containerStatuses[0].state.terminated.reason == \"OOMKilled\"'"
