@@ -107,12 +107,18 @@ func TestRootDirectReturn(t *testing.T) {
 // counted is a counter of a host's uplinks.
 func counted(tb testing.TB, h *host, reason string) uint64 {
 	tb.Helper()
+	return countedAt(tb, h, "from_uplink", reason)
+}
+
+// countedAt is a counter of a host's hook.
+func countedAt(tb testing.TB, h *host, hook, reason string) uint64 {
+	tb.Helper()
 	var all []observe.Counter
 	if err := h.agent.get("Counters", struct{}{}, &all); err != nil {
 		tb.Fatal(err)
 	}
 	for _, c := range all {
-		if c.Hook == "from_uplink" && c.Reason.Name == reason {
+		if c.Hook == hook && c.Reason.Name == reason {
 			return c.Packets
 		}
 	}

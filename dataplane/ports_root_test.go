@@ -3,7 +3,6 @@
 package dataplane
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -26,18 +25,19 @@ func TestRootPorts(t *testing.T) {
 	for i, network := range []string{"udp", "tcp"} {
 		to := netip.AddrPortFrom(worldAddrs[i], 82)
 		streams = append(streams, a.stream(t, to))
-		exhausted := errors.New("there is always a port")
+		exhausted := func() uint64 { return countedAt(t, h, "from_pod", "snat_ports_exhausted") }
+		before := exhausted()
 		for range 40 { // each flow tries 32 ports at random
-			if _, _, err := a.ask(network, to); err != nil {
-				exhausted = nil
+			if exhausted() > before {
 				break
 			}
+			_, _, _ = a.askWithin(100*time.Millisecond, network, to)
 		}
-		if exhausted != nil {
-			t.Fatalf("%s: %v", network, exhausted)
+		if exhausted() == before {
+			t.Fatalf("%s: there is always a port", network)
 		}
 		eventually(t, fmt.Sprintf("%s: a port is free again", network), func() error {
-			_, _, err := a.ask(network, to)
+			_, _, err := a.askWithin(briefly, network, to)
 			return err
 		})
 	}
