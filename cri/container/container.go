@@ -194,6 +194,13 @@ type life struct {
 	rearm  chan struct{} // tells the stopper that killAt moved; nil: no stopper
 }
 
+// stopping says that a stop was asked for.
+func (l *life) stopping() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.rearm != nil
+}
+
 // New makes a manager; ctx carries values only, Close ends what it starts.
 // Recover has to run before the first call.
 func New(ctx context.Context, cfg Config, deps Deps) (*Manager, error) {

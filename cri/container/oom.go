@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 // cgroupRoot is where the hierarchies are mounted.
@@ -39,15 +40,15 @@ func cgroupOf(pid uint32) string {
 }
 
 // oomKills counts the processes of the cgroup that the kernel killed for want
-// of memory. The counter is read rather than an event awaited: it cannot come
-// too late.
-func oomKills(cgroup string) uint64 {
+// of memory; false when the cgroup is gone, and its counter with it.
+// The counter is read rather than an event awaited: it cannot come too late.
+func oomKills(root, cgroup string) (uint64, bool) {
 	if cgroup == "" {
-		return 0
+		return 0, false
 	}
 	for _, file := range []string{
-		filepath.Join(cgroupRoot, cgroup, "memory.events"),                // v2
-		filepath.Join(cgroupRoot, "memory", cgroup, "memory.oom_control"), // v1
+		filepath.Join(root, cgroup, "memory.events"),                // v2
+		filepath.Join(root, "memory", cgroup, "memory.oom_control"), // v1
 	} {
 		b, err := os.ReadFile(file)
 		if err != nil {
@@ -57,12 +58,41 @@ func oomKills(cgroup string) uint64 {
 			f := strings.Fields(string(line))
 			if len(f) == 2 && f[0] == "oom_kill" {
 				n, err := strconv.ParseUint(f[1], 10, 64)
-				if err != nil {
-					return 0
-				}
-				return n
+				return n, err == nil
 			}
 		}
+	}
+	return 0, false
+}
+
+// oomAbove counts the kills in the cgroup's parent, on cgroup v2 its own and those of everything below.
+func oomAbove(root, cgroup string) uint64 {
+	if cgroup == "" {
+		return 0
+	}
+	n, _ := oomKills(root, filepath.Dir(cgroup))
+	return n
+}
+
+// ending is a container's end, as far as it tells whether memory was the cause.
+type ending struct {
+	cgroup string
+	// before is what oomAbove said before the container started.
+	before uint64
+	code   uint32
+	// stopped says that somebody asked for the end.
+	stopped bool
+}
+
+// oomLost counts the kills of a container whose cgroup was removed before it could be read: systemd does that to a
+// scope with the end of its last process. The pod's counter is still there; kills of it are this container's
+// when it was killed, and not by us.
+func (e ending) oomLost(root string) uint64 {
+	if e.code != 128+uint32(syscall.SIGKILL) || e.stopped {
+		return 0
+	}
+	if n := oomAbove(root, e.cgroup); n > e.before {
+		return n - e.before
 	}
 	return 0
 }

@@ -69,6 +69,7 @@ func (m *Manager) recoverOne(ctx context.Context, c *store.Container, t containe
 		}
 		if _, err := m.deps.Store.Containers.Update(c.ID, func(c *store.Container) error {
 			c.State, c.StartedAt, c.PID, c.Cgroup = store.ContainerRunning, time.Now().UnixNano(), t.PID, cgroupOf(t.PID)
+			c.OOMBefore = oomAbove(cgroupRoot, c.Cgroup)
 			return nil
 		}); err != nil {
 			return err

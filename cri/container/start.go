@@ -102,6 +102,7 @@ func (m *Manager) run(ctx context.Context, c *store.Container) (*life, error) {
 	}
 	steps.Stage(ctx, "start process")
 	cgroup := cgroupOf(pid)
+	before := oomAbove(cgroupRoot, cgroup)
 	if c.RestoreFrom == "" { // a restored one has been started by containerd
 		if _, err := m.deps.Containerd.StartProcess(ctx, containerd.Process{ContainerID: c.ID}); err != nil {
 			return l, err
@@ -109,7 +110,7 @@ func (m *Manager) run(ctx context.Context, c *store.Container) (*life, error) {
 	}
 	steps.Stage(ctx, "commit")
 	running, err := m.deps.Store.Containers.Update(c.ID, func(c *store.Container) error {
-		c.State, c.StartedAt, c.PID, c.Cgroup = store.ContainerRunning, time.Now().UnixNano(), pid, cgroup
+		c.State, c.StartedAt, c.PID, c.Cgroup, c.OOMBefore = store.ContainerRunning, time.Now().UnixNano(), pid, cgroup, before
 		return nil
 	})
 	if err != nil {

@@ -75,13 +75,16 @@ func (m *Manager) exited(ctx context.Context, l *life, exit containerd.Exit) err
 		m.end(l)
 		return nil
 	}
-	kills := oomKills(c.Cgroup) // the cgroup goes with the task
+	kills, counted := oomKills(cgroupRoot, c.Cgroup) // the cgroup goes with the task
 	last, err := m.deps.Containerd.DeleteTask(ctx, l.id)
 	switch {
 	case err == nil && exit.Code == store.ExitUnknown:
 		exit.Code, exit.At = last.Code, last.At
 	case err != nil && !errdefs.IsNotFound(err):
 		return err
+	}
+	if !counted {
+		kills = ending{cgroup: c.Cgroup, before: c.OOMBefore, code: exit.Code, stopped: l.stopping()}.oomLost(cgroupRoot)
 	}
 	drain, cancel := context.WithTimeout(ctx, m.cfg.DrainTimeout)
 	defer cancel()

@@ -169,7 +169,7 @@ test_end() {
   rm -f $manifests/*.yaml
   await 120 eval '[ "$(pods | jq ".items | length")" = 0 ]'
   await 60 eval '! systemctl list-units --plain --no-legend "cri-containerd-*" | grep -q .'
-  await 60 eval '! find /sys/fs/cgroup/kubepods.slice -name "*pod*.slice" | grep -q .'
+  await 60 eval '! find /sys/fs/cgroup/kubepods.slice -name "*-pod*.slice" | grep -q .'
   systemctl stop kubelet
   same "failed units" "$(systemctl list-units --failed --no-legend --plain)" ""
 }
