@@ -23,8 +23,9 @@ var (
 	node   *cluster.Node
 	rs     runtimeapi.RuntimeServiceClient
 	images runtimeapi.ImageServiceClient
-	// cgroupParent is the pods' cgroup, in the words of the runtime's cgroup driver.
+	// cgroupParent is the pods' cgroup, in the words of cgroupDriver, the runtime's.
 	cgroupParent = "/pods"
+	cgroupDriver = runtimeapi.CgroupDriver_CGROUPFS
 )
 
 func TestMain(m *testing.M) {
@@ -75,7 +76,7 @@ func here(ctx context.Context, m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	cgroupParent = "pods.slice"
+	cgroupParent, cgroupDriver = "pods.slice", runtimeapi.CgroupDriver_SYSTEMD
 	code, err := test(ctx, m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

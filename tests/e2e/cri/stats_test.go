@@ -156,8 +156,8 @@ func TestCreatedStats(t *testing.T) {
 		}
 	}
 	c, err := rs.RuntimeConfig(t.Context(), &runtimeapi.RuntimeConfigRequest{})
-	if err != nil || c.GetLinux().GetCgroupDriver() != runtimeapi.CgroupDriver_CGROUPFS {
-		t.Errorf("cgroup driver: %v, %v", c, err)
+	if err != nil || c.GetLinux().GetCgroupDriver() != cgroupDriver {
+		t.Errorf("cgroup driver: %v, %v, want %v", c, err, cgroupDriver)
 	}
 }
 
