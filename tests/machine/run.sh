@@ -26,7 +26,7 @@ payload() { # directory
   cp -r "$top/tests/machine/guest" "$1/guest"
   cp "$(ls -t "$top"/dist/nodeagent_*.deb | head -n 1)" "$1/" # the one just made
   for p in "${programs[@]}"; do cp -L "$root/bin/$p" "$1/bin/"; done
-  cp "$top/bin/web" "$top/bin/cluster" "$(command -v busybox)" "$1/bin/"
+  cp "$top/bin/web" "$top/bin/cluster" "$(command -v busybox)" "$(command -v bash-static)" "$1/bin/"
   (cd "$top/tests/e2e" && CGO_ENABLED=0 go test -c -trimpath -ldflags '-s -w' -o "$1/tests/cri" ./cri)
   printf '%s\n' "ROOMS='${*:2}'" "RUN='${RUN:-}'" "VERBOSE='${VERBOSE:-}'" >"$1/guest/settings"
 }
@@ -52,7 +52,7 @@ boot() { # kernel directory, release, disk
 
 main() {
   local p dir rel disk verdict t0
-  for p in qemu-system-x86_64 busybox mmdebstrap mke2fs modprobe depmod dpkg; do
+  for p in qemu-system-x86_64 busybox bash-static mmdebstrap mke2fs modprobe depmod dpkg; do
     PATH=$PATH:/usr/sbin:/sbin command -v "$p" >/dev/null || { say "no $p: tools/deps.sh --emulator installs it"; exit 1; }
   done
   compgen -G "$top/dist/nodeagent_*.deb" >/dev/null || { say "no package in dist/: make package makes it"; exit 1; }

@@ -43,7 +43,7 @@ func ServeImages(ctx context.Context, cfg Config) (retErr error) {
 	if err != nil {
 		return err
 	}
-	c := &Cluster{Config: cfg, dir: filepath.Join(cfg.Base, cfg.Name), bare: true, Control: here.Box}
+	c := &Cluster{Config: cfg, dir: filepath.Join(cfg.Base, cfg.Name), bare: true, alone: true, Control: here.Box}
 	defer func() { retErr = errors.Join(retErr, c.Down(context.WithoutCancel(ctx))) }()
 	if err := c.startRegistry(ctx); err != nil {
 		return err
