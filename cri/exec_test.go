@@ -106,6 +106,7 @@ func (e *execRig) dressOf(id, marker string) map[string]string {
 		if !slices.Contains([]string{
 			"Pid", "Tgid", "PPid", "NSpid", "NStgid", "NSpgid", "NSsid", "voluntary_ctxt_switches",
 			"nonvoluntary_ctxt_switches", "State", "SigQ", "FDSize",
+			"SigPnd", // runc's own preemption signal, at times
 		}, key) && !strings.HasPrefix(key, "Vm") && !strings.HasPrefix(key, "Rss") {
 			out["status "+key] = strings.TrimSpace(value)
 		}

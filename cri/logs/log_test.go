@@ -16,6 +16,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -305,6 +306,51 @@ func TestIdlePartial(t *testing.T) {
 	if want := stamp + " stdout P password: \n" + stamp + " stdout F ok\n"; read(t, path) != want {
 		t.Errorf("%q", read(t, path))
 	}
+}
+
+// busySource gives parts of its text at a pace; deadlines work as a pipe's.
+type busySource struct {
+	parts    []string
+	pace     time.Duration
+	deadline time.Time
+}
+
+func (s *busySource) SetReadDeadline(t time.Time) error {
+	s.deadline = t
+	return nil
+}
+
+func (s *busySource) Read(b []byte) (int, error) {
+	if !s.deadline.IsZero() && time.Until(s.deadline) < s.pace {
+		time.Sleep(time.Until(s.deadline))
+		return 0, os.ErrDeadlineExceeded
+	}
+	if len(s.parts) == 0 {
+		return 0, io.EOF
+	}
+	time.Sleep(s.pace)
+	n := copy(b, s.parts[0])
+	s.parts = s.parts[1:]
+	return n, nil
+}
+
+// TestBusyIsWhole: a source whose every read ends within a line is not idle,
+// however long that goes on.
+func TestBusyIsWhole(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, path := open(t, logs.Options{Idle: 200 * time.Millisecond, Now: clock})
+		src := &busySource{pace: 60 * time.Millisecond}
+		for i := range 20 {
+			src.parts = append(src.parts, fmt.Sprintf("end\nline %d, ", i))
+		}
+		src.parts = append(src.parts, "end\n")
+		if err := l.Pump(logs.Stdout, src, nil); err != nil {
+			t.Fatal(err)
+		}
+		if got := read(t, path); strings.Contains(got, " P ") || strings.Count(got, " F ") != 21 {
+			t.Errorf("%s", got)
+		}
+	})
 }
 
 // TestFullDisk: a limit on file size stands for a full disk. Lines are cut

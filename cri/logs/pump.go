@@ -62,7 +62,8 @@ type pump struct {
 	armed      bool
 	in         []byte // in[:fill] is the unfinished line
 	fill       int
-	out        []byte // records not yet written
+	since      time.Time // when the unfinished line began
+	out        []byte    // records not yet written
 	tagF, tagP []byte
 	stamp      []byte // the time of the records being added
 	first      error
@@ -82,7 +83,7 @@ func (p *pump) run() error {
 		switch {
 		case err == nil:
 		case p.idle != nil && errors.Is(err, os.ErrDeadlineExceeded):
-			p.flushPartial()
+			p.late()
 		default:
 			p.flushPartial()
 			if p.first == nil && !ended(err) {
@@ -98,7 +99,9 @@ func ended(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, os.ErrClosed) || errors.Is(err, io.ErrClosedPipe)
 }
 
-// arm sets the deadline while an unfinished line waits, and only then.
+// arm sets the deadline while an unfinished line waits, and only then. A busy
+// source ends most reads within a line: its deadline is set once for many
+// lines, and run asks how old the last of them is.
 func (p *pump) arm() {
 	if p.idle == nil || (p.fill > 0) == p.armed {
 		return
@@ -106,11 +109,20 @@ func (p *pump) arm() {
 	p.armed = p.fill > 0
 	var t time.Time
 	if p.armed {
-		t = time.Now().Add(p.log.opts.Idle)
+		t = p.since.Add(p.log.opts.Idle)
 	}
 	if p.idle.SetReadDeadline(t) != nil {
 		p.idle = nil
 	}
+}
+
+// late writes the unfinished line, or waits on when it has just begun.
+func (p *pump) late() {
+	if time.Since(p.since) < p.log.opts.Idle {
+		p.armed = false
+		return
+	}
+	p.flushPartial()
 }
 
 // take turns n new bytes behind in[:fill] into records and writes them.
@@ -130,6 +142,9 @@ func (p *pump) take(n int) {
 		p.add(p.tagF, line)
 		scan += i + 1
 		start = scan
+	}
+	if p.idle != nil && (start > 0 || p.fill == 0) {
+		p.since = time.Now()
 	}
 	if start > 0 {
 		copy(p.in, p.in[start:end])
