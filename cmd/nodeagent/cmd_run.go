@@ -80,6 +80,9 @@ func run(parent context.Context, p *process) (retErr error) {
 		return err
 	}
 	defer func() { retErr = errors.Join(retErr, own.release()) }()
+	if err := makePassable(p.cfg.Node.StateDir); err != nil {
+		return fmt.Errorf("make state directory: %w", err)
+	}
 	db, err := openState(p.cfg.Node.RunDir)
 	if err != nil {
 		return err

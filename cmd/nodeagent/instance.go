@@ -19,7 +19,7 @@ type instance struct{ lock *os.File }
 
 // claimInstance refuses a second daemon on the same run directory.
 func claimInstance(runDir string) (*instance, error) {
-	if err := os.MkdirAll(runDir, 0o711); err != nil {
+	if err := makePassable(runDir); err != nil {
 		return nil, fmt.Errorf("make run directory: %w", err)
 	}
 	path := filepath.Join(runDir, "nodeagent.pid")
@@ -39,6 +39,23 @@ func claimInstance(runDir string) (*instance, error) {
 		return nil, errors.Join(fmt.Errorf("write lock: %w", err), f.Close())
 	}
 	return &instance{lock: f}, nil
+}
+
+// makePassable makes a directory, or mends one, that everybody may pass
+// through: the root of a user namespace goes that way to what is mounted into
+// its container, and is nobody on the node.
+func makePassable(dir string) error {
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return err
+	}
+	st, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if m := st.Mode().Perm(); m&0o011 != 0o011 {
+		return os.Chmod(dir, m|0o011)
+	}
+	return nil
 }
 
 func writeAt(f *os.File, s string) error {
