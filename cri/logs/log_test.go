@@ -322,13 +322,13 @@ func (s *busySource) SetReadDeadline(t time.Time) error {
 
 func (s *busySource) Read(b []byte) (int, error) {
 	if !s.deadline.IsZero() && time.Until(s.deadline) < s.pace {
-		time.Sleep(time.Until(s.deadline))
+		<-time.After(time.Until(s.deadline))
 		return 0, os.ErrDeadlineExceeded
 	}
 	if len(s.parts) == 0 {
 		return 0, io.EOF
 	}
-	time.Sleep(s.pace)
+	<-time.After(s.pace)
 	n := copy(b, s.parts[0])
 	s.parts = s.parts[1:]
 	return n, nil

@@ -91,7 +91,7 @@ func TestReload(t *testing.T) {
 		t.Skip("containerd does not reload")
 	}
 	if node.Runtime == nil {
-		t.Skip("this daemon is systemd's, whose reload the room systemd of tests/machine tests")
+		t.Skip("this daemon is systemd's, whose reload the room package of tests/machine tests")
 	}
 	old := string(mustRead(t, configFile))
 	was := handlers(t)
