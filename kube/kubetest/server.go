@@ -115,6 +115,21 @@ func (s *Server) StartControllers(names ...string) error {
 	return err
 }
 
+// StartSnapshotController runs the upstream snapshot-controller, which is not told
+// about nodes, until stop is called. The server has to know the snapshot API.
+func (s *Server) StartSnapshotController() (stop func() error, err error) {
+	kubeconfig, err := s.Kubeconfig("snapshot-controller", AdminToken, "")
+	if err != nil {
+		return nil, err
+	}
+	p, err := run(s.dir, "snapshot-controller", "--kubeconfig="+kubeconfig, "--kube-api-qps=100", "--kube-api-burst=200",
+		"--retry-interval-start=100ms", "--retry-interval-max=1s")
+	if err != nil {
+		return nil, err
+	}
+	return p.stop, nil
+}
+
 // Stop ends all.
 func (s *Server) Stop() error {
 	return errors.Join(s.manager.stop(), s.api.stop(), s.etcd.stop())

@@ -180,9 +180,14 @@ func (c *cluster) patchClaim(patch string) {
 // event waits for an event of a claim and returns its text.
 func (c *cluster) event(name, reason string) string {
 	c.t.Helper()
+	return c.eventIn(c.ns, name, reason)
+}
+
+func (c *cluster) eventIn(namespace, name, reason string) string {
+	c.t.Helper()
 	var text string
 	c.await("event "+reason+" of "+name, func() bool {
-		list, err := c.CoreV1().Events(c.ns).List(c.t.Context(), metav1.ListOptions{})
+		list, err := c.CoreV1().Events(namespace).List(c.t.Context(), metav1.ListOptions{})
 		c.must(err)
 		for _, e := range list.Items {
 			if e.InvolvedObject.Name == name && e.Reason == reason && e.Source.Component == c.driver {

@@ -142,9 +142,7 @@ func (c *Controllers) work(ctx context.Context) {
 	if c.capacity != nil {
 		c.wg.Go(func() { c.capacity.run(ctx) })
 	}
-	if c.provisioner != nil {
-		c.wg.Go(func() { c.provisioner.releaseOrphans(ctx) })
-	}
+	c.wg.Go(func() { c.releaseOrphans(ctx) })
 }
 
 // Stop waits until no controller is at work.

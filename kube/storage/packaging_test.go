@@ -10,12 +10,14 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"time"
 
 	groupv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumegroupsnapshot/v1"
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -175,7 +177,7 @@ func TestChartGivesTheRightsThatAreNeeded(t *testing.T) {
 	c.must(w.Synced(t.Context()))
 
 	cfg := c.config()
-	cfg.CSIDriver, cfg.TopologyKey = true, "topology."+c.driver+"/node"
+	cfg.CSIDriver, cfg.TopologyKey, cfg.CapacityPeriod = true, "topology."+c.driver+"/node", time.Second
 	s, err := New(cfg, Deps{Log: log, Node: "me", Client: client.Client, Volumes: c.fake, Snapshots: c.fake, Groups: c.fake})
 	c.must(err)
 	c.must(s.Start(t.Context()))
@@ -197,6 +199,7 @@ func TestChartGivesTheRightsThatAreNeeded(t *testing.T) {
 	})
 	c.must(s.ensureDriverObject(t.Context()))
 	c.snapshotsAsAgent(client)
+	c.strangersAsAgent(client)
 	c.deleteClaim("mine")
 	c.await("volume deleted", func() bool { return len(c.mine()) == 0 && len(c.fake.ids()) == 0 })
 	if faults := w.Status().Source.Faults; len(faults) > 0 {
@@ -275,4 +278,40 @@ func (c *cluster) snapshotsAsAgent(client *kube.Client) {
 	s.drop("one")
 	s.dropGroup("group")
 	c.await("snapshots gone", func() bool { return s.get("one") == nil && s.getGroup("group") == nil })
+	// Its node, "other", is not there.
+	s.drop("other")
+	c.await("snapshot of a node that is gone let go", func() bool { return s.get("other") == nil })
+}
+
+// strangersAsAgent tries what the agent's rights give it of another node's volumes: to let
+// go what is to be deleted anyway, and nothing else.
+func (c *cluster) strangersAsAgent(client *kube.Client) {
+	c.t.Helper()
+	c.foreignVolume("elsewhere")
+	name := c.ns + "-elsewhere"
+	api, ctx := c.CoreV1().PersistentVolumes(), c.t.Context()
+	refused := func(what, patch string) {
+		c.t.Helper()
+		if _, err := client.Volumes().Patch(ctx, name, types.MergePatchType, []byte(patch)); err == nil {
+			c.t.Errorf("the agent may %s", what)
+		}
+	}
+	_, err := api.Patch(ctx, name, types.MergePatchType, []byte(`{"metadata":{"finalizers":["`+finalizerVolume+`"]},"spec":{"persistentVolumeReclaimPolicy":"Delete"}}`), metav1.PatchOptions{})
+	c.must(err)
+	refused("let go what is not released", `{"metadata":{"finalizers":null}}`)
+	if err := client.Volumes().Delete(ctx, name, metav1.DeleteOptions{}); err == nil {
+		c.t.Error("the agent deletes a volume in use")
+	}
+	_, err = api.Patch(ctx, name, types.MergePatchType, []byte(`{"spec":{"claimRef":{"namespace":"`+c.ns+`","name":"past","uid":"past"}}}`), metav1.PatchOptions{})
+	c.must(err)
+	_, err = api.Patch(ctx, name, types.MergePatchType, []byte(`{"status":{"phase":"Released"}}`), metav1.PatchOptions{}, "status")
+	c.must(err)
+	refused("mark it", `{"metadata":{"annotations":{"a":"b"}}}`)
+	refused("keep it", `{"metadata":{"finalizers":["a/b"]}}`)
+	refused("change it", `{"spec":{"persistentVolumeReclaimPolicy":"Retain"}}`)
+	// What the agent itself does when the node is gone, as this one is.
+	c.await("volume of a node that is gone let go", func() bool {
+		_, err := api.Get(ctx, name, metav1.GetOptions{})
+		return apierrors.IsNotFound(err)
+	})
 }

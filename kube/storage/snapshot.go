@@ -142,14 +142,20 @@ func (s *snapshotter) mayGo(content *snapshotv1.VolumeSnapshotContent) bool {
 	if content.DeletionTimestamp == nil {
 		return false
 	}
-	if content.Spec.Source.SnapshotHandle != nil && content.Spec.VolumeSnapshotRef.UID == "" {
-		return true // found on the driver, and never bound
+	if neverBound(content) {
+		return true
 	}
 	if _, creating := content.Annotations[annSnapshotCreating]; creating && content.Spec.Source.VolumeHandle != nil {
 		return false
 	}
 	_, deleting := content.Annotations[annSnapshotDeleting]
 	return deleting
+}
+
+// neverBound reports whether the object is of a snapshot found on the driver that
+// nobody claimed.
+func neverBound(content *snapshotv1.VolumeSnapshotContent) bool {
+	return content.Spec.Source.SnapshotHandle != nil && content.Spec.VolumeSnapshotRef.UID == ""
 }
 
 // toTake reports whether the driver is to take the snapshot, or to say what
@@ -266,6 +272,11 @@ func (s *snapshotter) remove(ctx context.Context, content *snapshotv1.VolumeSnap
 		s.CapacityChanged()
 		s.log.InfoContext(ctx, "snapshot deleted", "content", content.Name, "handle", handle)
 	}
+	return s.letGo(ctx, content)
+}
+
+// letGo takes the finalizer off an object whose snapshot is no more.
+func (s *snapshotter) letGo(ctx context.Context, content *snapshotv1.VolumeSnapshotContent) error {
 	finalizers := slices.DeleteFunc(slices.Clone(content.Finalizers), func(f string) bool { return f == finalizerSnapshot })
 	if len(finalizers) == len(content.Finalizers) {
 		return nil

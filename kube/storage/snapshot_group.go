@@ -132,12 +132,18 @@ func groupMayGo(content *groupv1.VolumeGroupSnapshotContent) bool {
 	if content.DeletionTimestamp == nil {
 		return false
 	}
-	if content.Spec.Source.GroupSnapshotHandles != nil && content.Spec.VolumeGroupSnapshotRef.UID == "" {
-		return true // found on the driver, and never bound
+	if groupNeverBound(content) {
+		return true
 	}
 	_, creating := content.Annotations[annGroupCreating]
 	_, deleting := content.Annotations[annGroupDeleting]
 	return deleting && !creating
+}
+
+// groupNeverBound reports whether the object is of a group found on the driver that
+// nobody claimed.
+func groupNeverBound(content *groupv1.VolumeGroupSnapshotContent) bool {
+	return content.Spec.Source.GroupSnapshotHandles != nil && content.Spec.VolumeGroupSnapshotRef.UID == ""
 }
 
 // take takes the snapshots of all volumes at one moment.
@@ -219,6 +225,11 @@ func (g *groupSnapshotter) remove(ctx context.Context, content *groupv1.VolumeGr
 		g.CapacityChanged()
 		g.log.InfoContext(ctx, "group snapshot deleted", "content", content.Name, "handle", handle)
 	}
+	return g.letGo(ctx, content)
+}
+
+// letGo takes the finalizer off an object whose group is no more.
+func (g *groupSnapshotter) letGo(ctx context.Context, content *groupv1.VolumeGroupSnapshotContent) error {
 	finalizers := slices.DeleteFunc(slices.Clone(content.Finalizers), func(f string) bool { return f == finalizerGroup })
 	if len(finalizers) == len(content.Finalizers) {
 		return nil
