@@ -15,14 +15,17 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/rest"              //nolint:depguard // the client that kubectl is made of
 	"k8s.io/client-go/tools/portforward" //nolint:depguard // the client that kubectl is made of
 	"k8s.io/client-go/transport/spdy"    //nolint:depguard // the client that kubectl is made of
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/streaming/pkg/httpstream"
 
 	"github.com/nodeagent/nodeagent/cri/stream"
 )
@@ -92,11 +95,31 @@ func inNetNS(t *testing.T, address string) (path string, port int) {
 	return path, r.l.Addr().(*net.TCPAddr).Port //nolint:errcheck,forcetypeassert // a TCP listener
 }
 
-// forwardOnce sends a text through kubectl's own forwarder and returns the
-// answer, or what the forwarder reported as error.
-func forwardOnce(t *testing.T, h *host, port int, text string) (string, string) {
+// dialers are both protocols of kubectl.
+func dialers() map[string]func(t *testing.T, u *url.URL) httpstream.Dialer {
+	return map[string]func(t *testing.T, u *url.URL) httpstream.Dialer{
+		"spdy": func(t *testing.T, u *url.URL) httpstream.Dialer {
+			t.Helper()
+			rt, up, err := spdy.RoundTripperFor(&rest.Config{Host: u.String()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return spdy.NewDialerForStreaming(up, &http.Client{Transport: rt}, http.MethodPost, u)
+		},
+		"websocket": func(t *testing.T, u *url.URL) httpstream.Dialer {
+			t.Helper()
+			d, err := portforward.NewSPDYOverWebsocketDialerForStreaming(u, &rest.Config{Host: u.String()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return d
+		},
+	}
+}
+
+// portURL is the address of a session.
+func portURL(t *testing.T, s *stream.Server, port int) *url.URL {
 	t.Helper()
-	s := serve(t, h)
 	resp, err := s.GetPortForward(&runtimeapi.PortForwardRequest{PodSandboxId: "p", Port: []int32{int32(port)}})
 	if err != nil {
 		t.Fatal(err)
@@ -105,14 +128,16 @@ func forwardOnce(t *testing.T, h *host, port int, text string) (string, string) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	rt, up, err := spdy.RoundTripperFor(&rest.Config{Host: resp.Url})
-	if err != nil {
-		t.Fatal(err)
-	}
+	return u
+}
+
+// forwardOnce sends a text through kubectl's own forwarder and returns the
+// answer, or what the forwarder reported as error.
+func forwardOnce(t *testing.T, d httpstream.Dialer, port int, text string) (string, string) {
+	t.Helper()
 	stop, ready := make(chan struct{}), make(chan struct{})
 	var errs bytes.Buffer
-	f, err := portforward.New(spdy.NewDialer(up, &http.Client{Transport: rt}, http.MethodPost, u),
-		[]string{fmt.Sprintf("0:%d", port)}, stop, ready, io.Discard, &errs)
+	f, err := portforward.NewForStreaming(d, []string{fmt.Sprintf("0:%d", port)}, stop, ready, io.Discard, &errs)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,32 +167,123 @@ func forwardOnce(t *testing.T, h *host, port int, text string) (string, string) 
 
 func TestRootPortForward(t *testing.T) {
 	needRoot(t)
-	text := strings.Repeat("hello ", 50000)
-	for name, address := range map[string]string{"ipv4": "127.0.0.1:0", "ipv6": "[::1]:0"} {
+	for name, dial := range dialers() {
 		t.Run(name, func(t *testing.T) {
-			path, port := inNetNS(t, address)
-			if got, errs := forwardOnce(t, &host{netns: path}, port, text); got != strings.ToUpper(text) || errs != "" {
-				t.Errorf("%d bytes, %q", len(got), errs)
+			for family, address := range map[string]string{"ipv4": "127.0.0.1:0", "ipv6": "[::1]:0"} {
+				t.Run(family, func(t *testing.T) {
+					path, port := inNetNS(t, address)
+					u := portURL(t, serve(t, &host{netns: path}), port)
+					text := strings.Repeat("hello ", 1<<20)
+					if got, errs := forwardOnce(t, dial(t, u), port, text); got != strings.ToUpper(text) || errs != "" {
+						t.Errorf("%d bytes, %q", len(got), errs)
+					}
+				})
 			}
+			t.Run("host", func(t *testing.T) {
+				l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+				if err != nil {
+					t.Fatal(err)
+				}
+				shout(t, l)
+				port := l.Addr().(*net.TCPAddr).Port //nolint:errcheck,forcetypeassert // a TCP listener
+				u := portURL(t, serve(t, &host{}), port)
+				if got, errs := forwardOnce(t, dial(t, u), port, "x"); got != "X" || errs != "" {
+					t.Errorf("%q, %q", got, errs)
+				}
+			})
+			t.Run("closed port", func(t *testing.T) {
+				path, port := inNetNS(t, "127.0.0.1:0")
+				closed := port%65535 + 1
+				u := portURL(t, serve(t, &host{netns: path}), closed)
+				if got := forwardError(t, dial(t, u), closed); !strings.Contains(got, "connection refused") {
+					t.Errorf("%q", got)
+				}
+			})
 		})
 	}
-	t.Run("host", func(t *testing.T) {
-		l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
+}
+
+// forwardError opens one connection as kubectl does and returns what is said
+// of its failure.
+func forwardError(t *testing.T, d httpstream.Dialer, port int) string {
+	t.Helper()
+	conn, protocol, err := d.Dial(portforward.PortForwardProtocolV1Name)
+	if err != nil || protocol != portforward.PortForwardProtocolV1Name {
+		t.Fatalf("%q, %v", protocol, err)
+	}
+	defer conn.Close() //nolint:errcheck // the session has failed
+	h := http.Header{}
+	h.Set(corev1.PortHeader, strconv.Itoa(port))
+	h.Set(corev1.PortForwardRequestIDHeader, "0")
+	h.Set(corev1.StreamType, corev1.StreamTypeError)
+	errs, err := conn.CreateStream(h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.Set(corev1.StreamType, corev1.StreamTypeData)
+	if _, err := conn.CreateStream(h); err != nil {
+		t.Fatal(err)
+	}
+	said, err := io.ReadAll(errs)
+	if err != nil {
+		t.Log(err) // the stream is reset after its text
+	}
+	return string(said)
+}
+
+// TestTunnelRefused: a WebSocket that cannot become a tunnel is answered as
+// any other request, and its URL is used up.
+func TestTunnelRefused(t *testing.T) {
+	s := serve(t, &host{})
+	exec, err := s.GetExec(&runtimeapi.ExecRequest{ContainerId: "c", Cmd: []string{"true"}, Stdout: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		url      string
+		protocol string
+		version  string
+		want     int
+	}{
+		{exec.Url, "SPDY/3.1+portforward.k8s.io", "13", http.StatusForbidden},
+		{portURL(t, s, 80).String(), "SPDY/3.1+nothing.k8s.io", "13", http.StatusForbidden},
+		{portURL(t, s, 80).String(), "SPDY/3.1+portforward.k8s.io", "7", http.StatusBadRequest},
+		{portURL(t, s, 80).String() + "x", "SPDY/3.1+portforward.k8s.io", "13", http.StatusNotFound},
+	} {
+		for _, want := range []int{c.want, http.StatusNotFound} {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, c.url, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header = http.Header{
+				"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Sec-Websocket-Protocol": {c.protocol},
+				"Sec-Websocket-Version": {c.version}, "Sec-Websocket-Key": {"dGhlIHNhbXBsZSBub25jZQ=="},
+			}
+			resp, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, _ := io.ReadAll(resp.Body)
+			_ = resp.Body.Close()
+			if resp.StatusCode != want {
+				t.Errorf("%s version %s of %s: %d %q", c.protocol, c.version, c.url, resp.StatusCode, body)
+			}
 		}
-		shout(t, l)
-		port := l.Addr().(*net.TCPAddr).Port //nolint:errcheck,forcetypeassert // a TCP listener
-		if got, errs := forwardOnce(t, &host{}, port, "x"); got != "X" || errs != "" {
-			t.Errorf("%q, %q", got, errs)
-		}
-	})
-	t.Run("closed port", func(t *testing.T) {
-		path, port := inNetNS(t, "127.0.0.1:0")
-		if got, _ := forwardOnce(t, &host{netns: path}, port%65535+1, "x"); got != "" {
-			t.Errorf("%q", got)
-		}
-	})
+	}
+}
+
+// TestTunnelStops: the server's end is the tunnel's.
+func TestTunnelStops(t *testing.T) {
+	s := serve(t, &host{})
+	conn, _, err := dialers()["websocket"](t, portURL(t, s, 80)).Dial(portforward.PortForwardProtocolV1Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close() //nolint:errcheck // the session has ended
+	if err := s.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	<-conn.CloseChan()
 }
 
 func TestRootPortForwardFails(t *testing.T) {

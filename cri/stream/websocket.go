@@ -44,6 +44,9 @@ type ticket struct {
 	att   *runtimeapi.AttachRequest
 }
 
+// forward says whether the URL is one of port forwarding.
+func (k ticket) forward() bool { return k.exec == nil && k.att == nil }
+
 // add takes the token from a URL and forgets those that nobody used.
 func (t *tokens) add(url string, k ticket) {
 	now := time.Now()
@@ -71,7 +74,8 @@ func (t *tokens) take(urlPath string) (ticket, bool) {
 	return k, ok && time.Now().Before(k.until)
 }
 
-// front is the HTTP handler: version 5 is served here, the rest by the library.
+// front is the HTTP handler: version 5 and tunnels are served here, the rest by
+// the library.
 type front struct {
 	s   *Server
 	lib http.Handler
@@ -82,20 +86,22 @@ func (f front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case !ok:
 		http.NotFound(w, r)
-	case (k.exec != nil || k.att != nil) && offersV5(r):
+	case k.forward() && offers(r, protocolTunnel):
+		serveTunnel(w, r, f.lib)
+	case !k.forward() && offers(r, protocolV5):
 		f.s.serveV5(w, r, k)
 	default:
 		f.lib.ServeHTTP(w, r)
 	}
 }
 
-// offersV5 says whether a request asks for a WebSocket with version 5.
-func offersV5(r *http.Request) bool {
+// offers says whether a request asks for a WebSocket with a protocol.
+func offers(r *http.Request, protocol string) bool {
 	if !wsstream.IsWebSocketRequest(r) {
 		return false
 	}
 	for p := range strings.SplitSeq(r.Header.Get(wsstream.WebSocketProtocolHeader), ",") {
-		if strings.TrimSpace(p) == protocolV5 {
+		if strings.TrimSpace(p) == protocol {
 			return true
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/transport/spdy"
 	utilexec "k8s.io/client-go/util/exec"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/streaming/pkg/httpstream"
 )
 
 // reach makes the address of a stream one of the machine.
@@ -127,14 +128,33 @@ func TestAttach(t *testing.T) {
 	}
 }
 
+// dialer speaks one protocol of a port forwarding.
+func dialer(t *testing.T, protocol string, u *url.URL) httpstream.Dialer {
+	t.Helper()
+	if protocol == "websocket" {
+		d, err := portforward.NewSPDYOverWebsocketDialerForStreaming(u, &rest.Config{Host: u.String()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return spdy.NewDialerForStreaming(upgrader, &http.Client{Transport: transport}, http.MethodPost, u)
+}
+
 func TestPortForward(t *testing.T) {
-	for _, host := range []bool{false, true} {
-		t.Run(fmt.Sprintf("host %t", host), func(t *testing.T) { forwards(t, host) })
+	for _, protocol := range protocols() {
+		for _, host := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, host %t", protocol, host), func(t *testing.T) { forwards(t, protocol, host) })
+		}
 	}
 }
 
 // forwards reads a page through a forwarded port, of a pod with a network of its own or with the node's.
-func forwards(t *testing.T, host bool) {
+func forwards(t *testing.T, protocol string, host bool) {
 	t.Helper()
 	p := newPod(t, func(c *runtimeapi.PodSandboxConfig) {
 		if host {
@@ -151,17 +171,13 @@ func forwards(t *testing.T, host bool) {
 		ip = status.GetStatus().GetNetwork().GetIp()
 	}
 	p.answers(net.JoinHostPort(ip, "8080")) // a connection that is refused may end the whole session
-	transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
 	r, err := rs.PortForward(t.Context(), &runtimeapi.PortForwardRequest{PodSandboxId: p.id, Port: []int32{8080}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	dialer := spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, reach(t, r.GetUrl()))
+	dialer := dialer(t, protocol, reach(t, r.GetUrl()))
 	stop, ready, failed := make(chan struct{}), make(chan struct{}), make(chan error, 1)
-	fw, err := portforward.NewOnAddresses(dialer, []string{"127.0.0.1"}, []string{"0:8080"}, stop, ready, io.Discard, io.Discard)
+	fw, err := portforward.NewOnAddressesForStreaming(dialer, []string{"127.0.0.1"}, []string{"0:8080"}, stop, ready, io.Discard, io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
