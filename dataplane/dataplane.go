@@ -74,6 +74,7 @@ type Dataplane struct {
 	hostChanged chan struct{}
 	podsChanged chan struct{}
 	sweepNow    chan struct{}
+	concerns    concerns // which changes of the host wake
 
 	// mu guards the desired state of everything but services.
 	mu        sync.Mutex
@@ -195,7 +196,7 @@ func (d *Dataplane) Start(ctx context.Context) (retErr error) {
 		return err
 	}
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	deaf, err := attach.Watch(run, d.hostChanged)
+	deaf, err := attach.Watch(run, d.hostChanged, &d.concerns)
 	if err != nil {
 		cancel()
 		return err

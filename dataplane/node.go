@@ -181,7 +181,7 @@ func (d *Dataplane) followHost(ctx context.Context, deaf <-chan struct{}) {
 			return
 		case <-deaf:
 			var err error
-			if deaf, err = attach.Watch(ctx, d.hostChanged); err != nil {
+			if deaf, err = attach.Watch(ctx, d.hostChanged, &d.concerns); err != nil {
 				// The next resync looks, and tries again.
 				d.log.ErrorContext(ctx, "watch host", "err", err)
 			}

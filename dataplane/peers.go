@@ -73,6 +73,7 @@ func (d *Dataplane) syncRoutes() error {
 	for _, name := range slices.Sorted(maps.Keys(d.peers)) {
 		d.addPeer(&p, d.peers[name])
 	}
+	d.watchFor()
 	return errors.Join(append(p.errs,
 		d.routes.Sync(p.bpf, d.peersKnown),
 		d.peerRoutes.Sync(p.kernel, d.peersKnown),

@@ -3,14 +3,12 @@
 package attach
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -125,56 +123,6 @@ func defaultRoutes(h *netlink.Handle) (map[int]bool, error) {
 func isDefault(r netlink.Route) bool {
 	ones, _ := r.Dst.Mask.Size()
 	return ones == 0 && r.Dst.IP.IsUnspecified() && r.Type == unix.RTN_UNICAST
-}
-
-// Watch sends on changed, without waiting, whenever interfaces, addresses or
-// routes of the calling thread's network namespace change; several changes may
-// become one. It returns once it listens. The channel that it returns is closed
-// when it does not any more: ctx has ended, or the kernel had more to say than
-// a socket holds. Then the host has to be read, and watched anew.
-func Watch(ctx context.Context, changed chan<- struct{}) (<-chan struct{}, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	done, err := watch(ctx, cancel, changed)
-	if err != nil {
-		cancel()
-	}
-	return done, err
-}
-
-func watch(ctx context.Context, cancel context.CancelFunc, changed chan<- struct{}) (<-chan struct{}, error) {
-	links := make(chan netlink.LinkUpdate, 64)
-	addrs := make(chan netlink.AddrUpdate, 64)
-	routes := make(chan netlink.RouteUpdate, 64)
-	if err := netlink.LinkSubscribe(links, ctx.Done()); err != nil {
-		return nil, fmt.Errorf("watch interfaces: %w", err)
-	}
-	if err := netlink.AddrSubscribe(addrs, ctx.Done()); err != nil {
-		return nil, fmt.Errorf("watch addresses: %w", err)
-	}
-	if err := netlink.RouteSubscribe(routes, ctx.Done()); err != nil {
-		return nil, fmt.Errorf("watch routes: %w", err)
-	}
-	done := make(chan struct{})
-	var wg sync.WaitGroup
-	wg.Go(func() { notify(cancel, links, changed) })
-	wg.Go(func() { notify(cancel, addrs, changed) })
-	wg.Go(func() { notify(cancel, routes, changed) })
-	go func() {
-		wg.Wait()
-		close(done)
-	}()
-	return done, nil
-}
-
-// notify ends when the subscription closes its channel; the others end with it.
-func notify[T any](cancel context.CancelFunc, from <-chan T, changed chan<- struct{}) {
-	defer cancel()
-	for range from {
-		select {
-		case changed <- struct{}{}:
-		default:
-		}
-	}
 }
 
 // Forwarding makes the node a router for its pods, which the kernel's part of
