@@ -163,13 +163,14 @@ func (h *handlerSet) probed(ctx context.Context, c *containerd.Client) (*handler
 }
 
 // cri lists the handlers as Status reports them: each by name, and the default
-// one again under the empty name.
-func (h *handlers) cri() []*runtimeapi.RuntimeHandler {
+// one again under the empty name. userNamespaces says whether the machine has
+// what they take.
+func (h *handlers) cri(userNamespaces bool) []*runtimeapi.RuntimeHandler {
 	set := h.now.Load()
 	one := func(name string, k sandbox.Handler) *runtimeapi.RuntimeHandler {
 		return &runtimeapi.RuntimeHandler{Name: name, Features: &runtimeapi.RuntimeHandlerFeatures{
 			RecursiveReadOnlyMounts: k.Spec.RecursiveReadOnlyMounts,
-			UserNamespaces:          k.Spec.UserNamespaces && k.Spec.IDMapMounts,
+			UserNamespaces:          userNamespaces && k.Spec.UserNamespaces && k.Spec.IDMapMounts,
 		}}
 	}
 	out := []*runtimeapi.RuntimeHandler{one("", set.known[set.cfg.DefaultHandler])}

@@ -87,6 +87,7 @@ type Server struct {
 	events     *events
 	metrics    *metrics
 	grace      *grace.Keeper
+	host       spec.Host
 
 	recovered atomic.Bool
 	// waiting is why it has not recovered yet.
@@ -131,6 +132,9 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Server, error) {
 	host, err := spec.Probe()
 	if err != nil {
 		return nil, fmt.Errorf("probe the machine: %w", err)
+	}
+	if s.host = host; host.NoUserNamespaces != nil {
+		deps.Log.WarnContext(ctx, "pods cannot have user namespaces", "err", host.NoUserNamespaces)
 	}
 	s.plugins, err = nri.New(ctx, cfg.NRI, nri.Deps{
 		Store: s.store, Runtime: pluginRuntime{s}, CDI: deps.CDI, Log: deps.Log, Metrics: deps.Metrics, Version: deps.Version,

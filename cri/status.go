@@ -35,14 +35,15 @@ func (s *Server) Version(context.Context, *runtimeapi.VersionRequest) (*runtimea
 // Status tells whether containers and pods' networks can be made, and what the
 // handlers can do.
 func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
+	userNamespaces := s.host.NoUserNamespaces == nil
 	resp := &runtimeapi.StatusResponse{
 		Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{
 			condition(runtimeapi.RuntimeReady, "ContainerdNotReady", s.checkContainerd(ctx)),
 			condition(runtimeapi.NetworkReady, "NetworkPluginNotReady", s.sandboxes.NetworkStatus(ctx)),
 		}},
-		RuntimeHandlers: s.handlers.cri(),
+		RuntimeHandlers: s.handlers.cri(userNamespaces),
 		Features: &runtimeapi.RuntimeFeatures{
-			SupplementalGroupsPolicy: true, UserNamespacesHostNetwork: true, MountOptions: true,
+			SupplementalGroupsPolicy: true, UserNamespacesHostNetwork: userNamespaces, MountOptions: true,
 		},
 	}
 	if !r.GetVerbose() {

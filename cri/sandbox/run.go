@@ -47,6 +47,9 @@ func (m *Manager) Run(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, han
 	if err != nil {
 		return "", err
 	}
+	if err := m.userNamespaces(cfg, h); err != nil {
+		return "", err
+	}
 	req := request{cfg: cfg, handler: handler}
 	key := podKey(cfg.GetMetadata())
 	taken := func(other any) error {
@@ -106,6 +109,22 @@ func (m *Manager) run(ctx context.Context, req request, h Handler) (string, erro
 		return id, nil
 	}
 	return "", errors.Join(err, m.abandon(id, err))
+}
+
+// userNamespaces refuses a pod with a user namespace where its containers could
+// not be made: by then it would have a network and the kubelet no way out.
+func (m *Manager) userNamespaces(cfg *runtimeapi.PodSandboxConfig, h Handler) error {
+	const field = "linux.security_context.namespace_options.userns_options"
+	if userNamespace(cfg.GetLinux().GetSecurityContext().GetNamespaceOptions()) == nil {
+		return nil
+	}
+	if err := m.deps.Spec.Host.NoUserNamespaces; err != nil {
+		return fmt.Errorf("%s: pods cannot have user namespaces on this node: %w: %w", field, err, errdefs.ErrFailedPrecondition)
+	}
+	if !h.Spec.UserNamespaces {
+		return fmt.Errorf("%s: runtime handler %q does not support user namespaces: %w", field, h.Spec.Name, errdefs.ErrFailedPrecondition)
+	}
+	return nil
 }
 
 // abandon forgets a sandbox that was undone, or keeps it as not ready when it

@@ -37,6 +37,8 @@ type Host struct {
 	// NoForeign are the seccomp architectures that the default profile lists but this kernel cannot run: their rules would only
 	// cost time, some 6 ms for each architecture whenever an OCI runtime compiles the profile.
 	NoForeign []specs.Arch
+	// NoUserNamespaces is why pods cannot have user namespaces of their own; nil when they can.
+	NoUserNamespaces error
 	// Seccomp, AppArmor and SELinux say whether the kernel has them enabled.
 	Seccomp, AppArmor, SELinux bool
 }

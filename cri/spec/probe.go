@@ -26,6 +26,8 @@ func Probe() (Host, error) {
 		SELinux:  selinux.GetEnabled(),
 
 		NoForeign: noForeign(),
+
+		NoUserNamespaces: ProbeUserNamespaces(),
 	}
 	var err error
 	if h.Hostname, err = os.Hostname(); err != nil {

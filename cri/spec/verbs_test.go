@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/nodeagent/nodeagent/cri/spec"
@@ -203,6 +204,24 @@ func TestRootDevices(t *testing.T) {
 	host, err := spec.Probe()
 	if err != nil || host.Cgroup == "" || len(host.Capabilities) == 0 {
 		t.Errorf("probe: %+v, %v", host, err)
+	}
+}
+
+// TestRootProbeUserNamespaces: kernels without are older than 6.3, as the words say.
+func TestRootProbeUserNamespaces(t *testing.T) {
+	needRoot(t)
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
+		t.Fatal(err)
+	}
+	err := spec.ProbeUserNamespaces()
+	old := major < 6 || major == 6 && minor < 3
+	if (err != nil) != old || err != nil && !strings.Contains(err.Error(), "Linux 6.3 or newer") {
+		t.Errorf("Linux %d.%d: %v", major, minor, err)
 	}
 }
 

@@ -54,7 +54,7 @@ type Options struct {
 // Checks returns the list in the order in which a person wants to read it.
 func Checks(o Options) []Check {
 	return []Check{
-		o.kernel, o.btf, o.bpfFeatures, o.capabilities, o.fileLimit,
+		o.kernel, o.btf, o.bpfFeatures, o.capabilities, o.userNamespaces, o.fileLimit,
 		o.cgroups, o.filesystems, o.bpffs, o.rootPropagation, o.loop,
 		o.sysctls, o.programs, o.containerd, o.nriPlugins, o.pools, o.kubeProxy,
 	}

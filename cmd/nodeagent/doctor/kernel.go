@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nodeagent/nodeagent/cri/spec"
 )
 
 // OldestKernel is the oldest kernel that nodeagent promises to run on.
@@ -113,6 +115,15 @@ func (o Options) effective() (uint64, error) {
 
 // wantFiles is the number of descriptors that 110 busy pods need at most.
 const wantFiles = 16384
+
+// userNamespaces tries what the daemon tries at its start.
+func (o Options) userNamespaces(context.Context) []Finding {
+	const check = "user namespaces"
+	if err := spec.ProbeUserNamespaces(); err != nil {
+		return one(check, Warn, err.Error(), "pods with hostUsers: false are refused")
+	}
+	return one(check, OK, "pods can have their own", "")
+}
 
 func (o Options) fileLimit(context.Context) []Finding {
 	var lim unix.Rlimit

@@ -5,6 +5,7 @@ package cri
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -76,11 +77,28 @@ func TestHostnameAndSysctls(t *testing.T) {
 	}
 }
 
+// userNamespaces says whether the node's runtime says that it has them.
+func userNamespaces(t *testing.T) bool {
+	t.Helper()
+	s, err := rs.Status(t.Context(), &runtimeapi.StatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(s.GetRuntimeHandlers(), func(h *runtimeapi.RuntimeHandler) bool { return h.GetName() == "" })
+	return i >= 0 && s.GetRuntimeHandlers()[i].GetFeatures().GetUserNamespaces()
+}
+
+// TestUserNamespace: a runtime that reports user namespaces makes them, and nodeagent refuses them where it does not.
 func TestUserNamespace(t *testing.T) {
 	ids := []*runtimeapi.IDMapping{{HostId: 1 << 20, ContainerId: 0, Length: 65536}}
-	p := newPod(t, func(c *runtimeapi.PodSandboxConfig) {
+	mapped := func(c *runtimeapi.PodSandboxConfig) {
 		c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_POD, Uids: ids, Gids: ids}
-	})
+	}
+	if !userNamespaces(t) && onNodeagent() {
+		lacking(t, mapped, "pods cannot have user namespaces on this node")
+		return
+	}
+	p := newPod(t, mapped)
 	id, _ := p.start(nil)
 	if got := strings.Fields(p.sh(id, "cat /proc/self/uid_map")); strings.Join(got, " ") != "0 1048576 65536" {
 		t.Errorf("mapping %q", got)

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/nodeagent/nodeagent/tests/e2e/cluster"
@@ -42,8 +44,8 @@ func newHandledPod(t *testing.T, handler string) *pod {
 	})
 }
 
-func handledPod(t *testing.T, handler string, change func(*runtimeapi.PodSandboxConfig)) *pod {
-	t.Helper()
+// podConfig is that of a pod with a name of its own.
+func podConfig(change func(*runtimeapi.PodSandboxConfig)) *runtimeapi.PodSandboxConfig {
 	name := fmt.Sprintf("pod%d", serial.Add(1))
 	cfg := &runtimeapi.PodSandboxConfig{
 		Metadata:     &runtimeapi.PodSandboxMetadata{Name: name, Uid: "uid-" + name, Namespace: "default"},
@@ -56,6 +58,28 @@ func handledPod(t *testing.T, handler string, change func(*runtimeapi.PodSandbox
 	if change != nil {
 		change(cfg)
 	}
+	return cfg
+}
+
+// lacking wants a pod that this node cannot have to be refused with a reason, and nothing of it to be listed.
+func lacking(t *testing.T, change func(*runtimeapi.PodSandboxConfig), reason string) {
+	t.Helper()
+	cfg := podConfig(change)
+	_, err := rs.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg})
+	if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), reason) {
+		t.Errorf("run sandbox: %v", err)
+	}
+	list, err := rs.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{
+		Filter: &runtimeapi.PodSandboxFilter{LabelSelector: cfg.GetLabels()},
+	})
+	if err != nil || len(list.GetItems()) != 0 {
+		t.Errorf("sandboxes %v, %v", list.GetItems(), err)
+	}
+}
+
+func handledPod(t *testing.T, handler string, change func(*runtimeapi.PodSandboxConfig)) *pod {
+	t.Helper()
+	cfg := podConfig(change)
 	if err := node.WriteFile(cfg.LogDirectory+"/.keep", nil); err != nil {
 		t.Fatal(err)
 	}
