@@ -5,6 +5,8 @@ package container
 import (
 	"context"
 	"fmt"
+	"maps"
+	"strconv"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -71,7 +73,7 @@ func (m *Manager) resize(ctx context.Context, c *store.Container, r *runtimeapi.
 		return err
 	}
 	if c.State == store.ContainerRunning {
-		if err := m.deps.Containerd.UpdateTask(ctx, c.ID, checked(s.Linux.Resources), annotations); err != nil {
+		if err := m.deps.Containerd.UpdateTask(ctx, c.ID, forTask(s.Linux.Resources, m.deps.Spec.Host.Cgroup), annotations); err != nil {
 			return err
 		}
 	}
@@ -85,15 +87,26 @@ func (m *Manager) resize(ctx context.Context, c *store.Container, r *runtimeapi.
 	return err
 }
 
-// checked makes the OCI runtime refuse a memory limit below what is in use,
-// for which cgroup v2 would rather kill a process.
-func checked(r *specs.LinuxResources) *specs.LinuxResources {
-	if r == nil || r.Memory == nil || r.Memory.Limit == nil {
-		return r
+// forTask is what a task is updated with. On cgroup v2 a memory limit below what is in use is to be refused, for the kernel
+// would rather kill a process; and huge pages are limited by the names of their files, for runc's update knows no field of theirs.
+func forTask(r *specs.LinuxResources, cgroup spec.CgroupMode) *specs.LinuxResources {
+	if r == nil {
+		return nil
 	}
-	out, mem, yes := *r, *r.Memory, true
-	mem.CheckBeforeUpdate = &yes
-	out.Memory = &mem
+	out := *r
+	if r.Memory != nil && r.Memory.Limit != nil {
+		mem, yes := *r.Memory, true
+		mem.CheckBeforeUpdate = &yes
+		out.Memory = &mem
+	}
+	if cgroup == spec.CgroupV2 && len(r.HugepageLimits) > 0 {
+		out.Unified = map[string]string{}
+		for _, h := range r.HugepageLimits {
+			limit := strconv.FormatUint(h.Limit, 10)
+			out.Unified["hugetlb."+h.Pagesize+".max"], out.Unified["hugetlb."+h.Pagesize+".rsvd.max"] = limit, limit
+		}
+		maps.Copy(out.Unified, r.Unified)
+	}
 	return &out
 }
 
