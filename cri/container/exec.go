@@ -79,12 +79,14 @@ func (r Runtime) Exec(ctx context.Context, ref string, cmd stream.Command) (_ st
 	if err != nil {
 		return nil, err
 	}
-	if err := r.m.deps.Containerd.Exec(ctx, e.p, spec.ExecProcess(first, cmd.Args, cmd.TTY), paths); err != nil {
-		return nil, err
-	}
-	e.made = true
-	if _, err := r.m.deps.Containerd.StartProcess(ctx, e.p); err != nil {
-		return nil, err
+	process := spec.ExecProcess(first, cmd.Args, cmd.TTY)
+	if err := e.start(ctx, process, paths); err != nil {
+		if lost, loadErr := spec.RestoreAppArmor(r.m.deps.Spec.System, process.ApparmorProfile); !lost {
+			return nil, errors.Join(err, loadErr)
+		}
+		if err := e.again(ctx, process, paths); err != nil {
+			return nil, err
+		}
 	}
 	e.connected()
 	return e, nil
@@ -129,6 +131,26 @@ type execution struct {
 }
 
 var _ stream.Process = (*execution)(nil)
+
+func (e *execution) start(ctx context.Context, process *specs.Process, paths containerd.Streams) error {
+	if err := e.m.deps.Containerd.Exec(ctx, e.p, process, paths); err != nil {
+		return err
+	}
+	e.made = true
+	_, err := e.m.deps.Containerd.StartProcess(ctx, e.p)
+	return err
+}
+
+// again starts the command as another process, at the same FIFOs.
+func (e *execution) again(ctx context.Context, process *specs.Process, paths containerd.Streams) error {
+	if e.made {
+		if _, err := e.m.deps.Containerd.DeleteProcess(ctx, e.p); err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
+	e.made, e.p.ExecID = false, store.NewID()
+	return e.start(ctx, process, paths)
+}
 
 // open makes the FIFOs and begins to copy.
 func (e *execution) open(cmd stream.Command) (containerd.Streams, error) {

@@ -42,6 +42,25 @@ func (b *builder) useAppArmor(name string) error {
 	return nil
 }
 
+// RestoreAppArmor loads the default profile again if that is the one named and the kernel does not have it: a command that is run
+// in a container cannot enter a profile that somebody has unloaded since. It reports whether it did.
+func RestoreAppArmor(s System, name string) (bool, error) {
+	if name != AppArmorDefault {
+		return false, nil
+	}
+	loaded, err := s.ReadFile(loadedProfiles)
+	if err != nil {
+		return false, fmt.Errorf("list loaded profiles: %w", err)
+	}
+	if lists(loaded, name) {
+		return false, nil
+	}
+	if err := s.LoadAppArmor(name); err != nil {
+		return false, fmt.Errorf("load profile %q: %w", name, err)
+	}
+	return true, nil
+}
+
 // lists tells whether the kernel's list of profiles, "name (mode)" a line, has the name.
 func lists(loaded []byte, name string) bool {
 	for line := range bytes.Lines(loaded) {

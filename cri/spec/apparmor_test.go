@@ -37,3 +37,29 @@ func TestDefaultAppArmorIsLoaded(t *testing.T) {
 		t.Errorf("a profile that cannot be loaded: %v", err)
 	}
 }
+
+// TestRestoreAppArmor: only the default profile is anyone's to load, and only when it is not there.
+func TestRestoreAppArmor(t *testing.T) {
+	const list = "/sys/kernel/security/apparmor/profiles"
+	for name, tt := range map[string]struct {
+		profile, loaded string
+		want            bool
+	}{
+		"unloaded":      {spec.AppArmorDefault, "lsb_release (enforce)\n", true},
+		"loaded":        {spec.AppArmorDefault, spec.AppArmorDefault + " (enforce)\n", false},
+		"a person's":    {"mine", "", false},
+		"not confining": {"", "", false},
+	} {
+		_, sys := fixture()
+		sys.Files[list] = tt.loaded
+		if got, err := spec.RestoreAppArmor(sys, tt.profile); got != tt.want || err != nil || (len(sys.Profiles) > 0) != tt.want {
+			t.Errorf("%s: %t, %v, loaded %v", name, got, err, sys.Profiles)
+		}
+	}
+	_, sys := fixture()
+	sys.Files[list] = ""
+	sys.FailNext("apparmor", errors.New("syntax"))
+	if got, err := spec.RestoreAppArmor(sys, spec.AppArmorDefault); got || err == nil {
+		t.Errorf("a profile that cannot be loaded: %t, %v", got, err)
+	}
+}
