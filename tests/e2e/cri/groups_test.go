@@ -112,24 +112,6 @@ func TestAmbient(t *testing.T) {
 	p.sh(id, "ip link set lo down && ip link set lo up")
 }
 
-// TestNoAppArmor wants to be told when a profile cannot be enforced.
-func TestNoAppArmor(t *testing.T) {
-	if data, err := node.ReadFile("/sys/module/apparmor/parameters/enabled"); err == nil && strings.HasPrefix(string(data), "Y") {
-		t.Skip("this kernel has AppArmor")
-	}
-	p := newPod(t, nil)
-	profile := func(kind runtimeapi.SecurityProfile_ProfileType, ref string) func(*runtimeapi.ContainerConfig) {
-		return security(func(s *runtimeapi.LinuxContainerSecurityContext) {
-			s.Apparmor = &runtimeapi.SecurityProfile{ProfileType: kind, LocalhostRef: ref}
-		})
-	}
-	if _, _, err := p.create(profile(runtimeapi.SecurityProfile_Localhost, "not-there")); err == nil {
-		t.Error("a profile is accepted that cannot be enforced")
-	}
-	id, _ := p.start(profile(runtimeapi.SecurityProfile_Unconfined, ""))
-	p.sh(id, "true")
-}
-
 // TestOOMScore gives a process its score.
 func TestOOMScore(t *testing.T) {
 	p := newPod(t, nil)
