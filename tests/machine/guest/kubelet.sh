@@ -95,6 +95,42 @@ test_network() {
   inside burstable ping -c 1 -W 5 10.0.2.15 | grep -q '0% packet loss'
 }
 
+# A service's address becomes a pod's when a socket connects: the hooks are on the root of cgroup v2, so that they
+# are there for processes of the machine and of pods alike, also while nodeagent is away.
+test_services() {
+  local a
+  a=$(address guaranteed)
+  cat >/etc/nodeagent/manifests/web.yaml <<EOF
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: default}
+spec:
+  clusterIP: 10.96.0.80
+  clusterIPs: [10.96.0.80]
+  ports: [{name: http, port: 80, targetPort: 8080, protocol: TCP}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, namespace: default, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{name: http, port: 8080, protocol: TCP}]
+endpoints: [{addresses: [$a], conditions: {ready: true}}]
+EOF
+  await 60 curl -fsS -m 5 http://10.96.0.80/etc/hostname
+  nodeagent services | grep -q default/web
+  exec 3<>/dev/tcp/10.96.0.80/80
+  ss -tnH | grep -q "ESTAB.* $a:8080" || fail "the machine's socket is not the pod's: $(ss -tn)"
+  exec 3>&-
+  pod client '{}' | sed 's/command:.*/command: [sh, -c, "tail -f \/dev\/null | nc 10.96.0.80 80"]/' >$manifests/client.yaml
+  await 120 eval "inside client netstat -tn | grep -q ' $a:8080 *ESTABLISHED'"
+  rm $manifests/client.yaml
+  systemctl stop nodeagent
+  curl -fsS -m 5 http://10.96.0.80/etc/hostname | grep -q guaranteed
+  systemctl start nodeagent
+  rm /etc/nodeagent/manifests/web.yaml
+  await 60 eval '! nodeagent services | grep -q default/web'
+}
+
 test_exec_and_logs() {
   curl -fsSk -m 60 https://127.0.0.1:10250/containerLogs/default/guaranteed-machine/c | grep -q 'hello from guaranteed'
   # What is run in a container is where the container is, and confined as it is.
