@@ -33,7 +33,7 @@ emulator=(bash-static busybox-static e2fsprogs iproute2 kmod lvm2 mmdebstrap qem
 components='
 containerd              | tools      | github.com/containerd/containerd/v2    | containerd ctr containerd-shim-runc-v2
 runc                    | tools      | github.com/opencontainers/runc         | runc
-cni-plugins             | tools      | github.com/containernetworking/plugins | bridge host-local loopback portmap ptp
+cni-plugins             | tools      | github.com/containernetworking/plugins | bridge host-local loopback portmap ptp tuning
 coredns                 | tests/e2e  | github.com/coredns/coredns             | coredns
 etcd                    | tests/e2e  | go.etcd.io/etcd/server/v3              | etcd
 kube-apiserver          | tests/e2e  | k8s.io/kubernetes                      | kube-apiserver
@@ -79,7 +79,7 @@ recipe() { # component version
     ;;
   runc) printf '%s\n' CGO_ENABLED=1 -- -tags=seccomp,urfave_cli_no_docs '-ldflags=-s -w' github.com/opencontainers/runc ;;
   cni-plugins)
-    printf '%s\n' CGO_ENABLED=0 -- '-ldflags=-s -w' github.com/containernetworking/plugins/plugins/{main/bridge,ipam/host-local,main/loopback,meta/portmap,main/ptp}
+    printf '%s\n' CGO_ENABLED=0 -- '-ldflags=-s -w' github.com/containernetworking/plugins/plugins/{main/bridge,ipam/host-local,main/loopback,meta/portmap,main/ptp,meta/tuning}
     ;;
   pause) printf '%s\n' gcc -Os -Wall -static -s "-DVERSION=${2#v}" build/pause/linux/pause.c ;;
   coredns | etcd) printf '%s\n' CGO_ENABLED=0 -- '-ldflags=-s -w' "./cmd/$1" ;;
