@@ -76,6 +76,7 @@ func (l *Launcher) Prepare(ctx context.Context, sandboxID, handler string) {
 	}
 	l.waiting[sandboxID] = w
 	l.mu.Unlock()
+	ctx = context.WithoutCancel(ctx) // the sandbox may be made before it
 	go func() {
 		defer close(w.started)
 		if rt.PodsPerShim > 1 {
@@ -179,6 +180,8 @@ func (l *Launcher) expect(ctx context.Context, sandboxID string) bool {
 }
 
 func (l *Launcher) expectIn(ctx context.Context, dir string) bool {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
 	conn, err := link.Dial(ctx, dir)
 	if err != nil {
 		return false
