@@ -50,7 +50,7 @@ func remove(ctx context.Context, f flags) error {
 	if recorded, rerr := task.LoadExit(bundle); rerr == nil {
 		exit = recorded
 	}
-	if uerr := oci.UnmountAll(filepath.Join(bundle, "rootfs")); uerr != nil || err != nil {
+	if uerr := oci.RemoveRoot(filepath.Join(bundle, "rootfs")); uerr != nil || err != nil {
 		// containerd logs it and goes on; the record of the end is worth more than a failure.
 		fmt.Fprintln(os.Stderr, errors.Join(err, uerr))
 	}

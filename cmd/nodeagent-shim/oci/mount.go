@@ -70,6 +70,16 @@ func UnmountAll(target string) error {
 	}
 }
 
+// RemoveRoot removes all mounts at target, and the empty directory below them: where there is none, containerd's removal of the
+// bundle does not look for mounts in it, which takes a reading of the whole mount table.
+func RemoveRoot(target string) error {
+	if err := UnmountAll(target); err != nil {
+		return err
+	}
+	_ = os.Remove(target) // one that is not empty is not ours
+	return nil
+}
+
 func mountOne(m Mount, target, userns string) error {
 	var flags uintptr
 	var data []string

@@ -159,6 +159,34 @@ func TestRootBindReadOnly(t *testing.T) {
 	}
 }
 
+// TestRootRemoveRoot: containerd looks for mounts in a root that is there, in the whole table of mounts.
+func TestRootRemoveRoot(t *testing.T) {
+	needRoot(t)
+	root := filepath.Join(t.TempDir(), "root")
+	layer := t.TempDir()
+	if err := os.WriteFile(filepath.Join(layer, "x"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m := Mount{Type: "bind", Source: layer, Options: []string{"rbind"}}
+	if err := MountAll([]Mount{m, m}, root, ""); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := RemoveRoot(root); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Lstat(root); !os.IsNotExist(err) {
+			t.Errorf("the root's directory is still there: %v", err)
+		}
+	}
+	if err := RemoveRoot(layer); err != nil {
+		t.Errorf("a root that is no mount: %v", err)
+	}
+	if _, err := os.Lstat(filepath.Join(layer, "x")); err != nil {
+		t.Errorf("its file: %v", err)
+	}
+}
+
 // TestPlain decides when this process may act in runc's place.
 func TestPlain(t *testing.T) {
 	root := t.TempDir()

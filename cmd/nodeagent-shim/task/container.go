@@ -236,7 +236,7 @@ func (c *container) delete(ctx context.Context) error {
 	if err := c.rt.Delete(ctx, c.id, false); err != nil {
 		return err
 	}
-	if err := oci.UnmountAll(c.rootfs()); err != nil {
+	if err := oci.RemoveRoot(c.rootfs()); err != nil {
 		return err
 	}
 	c.s.forget(c.id)
