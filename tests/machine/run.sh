@@ -5,15 +5,16 @@
 # package that `make package` left in dist/, and runs tests/machine/guest/ there: run.sh [room...], all without arguments.
 #
 # Environment: NODEAGENT_CACHE keeps kernel and disk; RUN narrows Go's tests; TIMEOUT is how many seconds the machine gets
-# (3600), VERBOSE=1 shows passing tests, too. The journal, the console and what failed stay in dist/machine.
+# (7200), VERBOSE=1 shows passing tests, too. The journal, the console and what failed stay in dist/machine.
 set -euo pipefail
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 root=${NODEAGENT_CACHE:-/var/cache/nodeagent}
 cache=$root/kernels
 kernel=6.1
+patience=${TIMEOUT:-7200}
 modules=(virtio_pci virtio_blk)
-programs=(containerd ctr runc kubelet kubectl coredns agnhost)
+programs=(containerd containerd-shim-runc-v2 ctr runc kubelet kubectl coredns agnhost)
 
 say() { printf '%s\n' "machine: $*" >&2; }
 . "$top/tests/kernels/fetch.sh"
@@ -27,8 +28,26 @@ payload() { # directory
   cp "$(ls -t "$top"/dist/nodeagent_*.deb | head -n 1)" "$1/" # the one just made
   for p in "${programs[@]}"; do cp -L "$root/bin/$p" "$1/bin/"; done
   cp "$top/bin/web" "$top/bin/cluster" "$(command -v busybox)" "$(command -v bash-static)" "$1/bin/"
+  cp "$(ls -t "$top"/dist/nodeagent-*.oci.tar | head -n 1)" "$1/image.tar"
+  cp "$top/dist/nodeagent.yaml" "$1/image.yaml"
+  later "$1"
   (cd "$top/tests/e2e" && CGO_ENABLED=0 go test -c -trimpath -ldflags '-s -w' -o "$1/tests/cri" ./cri)
   printf '%s\n' "ROOMS='${*:2}'" "RUN='${RUN:-}'" "VERBOSE='${VERBOSE:-}'" >"$1/guest/settings"
+}
+
+# The image and the objects of a later version, to upgrade to.
+later() { # directory
+  local bin=$work/later
+  mkdir -p "$bin"
+  cp "$top"/bin/nodeagent-{cni,shim} "$bin/"
+  (
+    cd "$top"
+    CGO_ENABLED=0 go build -trimpath -tags grpcnotrace -ldflags '-s -w -X main.version=v9.0.0' -o "$bin/" ./cmd/nodeagent
+    go run ./packaging/build --version v9.0.0 --bin "$bin" --out "$bin/dist" >/dev/null
+  )
+  cp "$bin"/dist/*.oci.tar "$1/later.tar"
+  cp "$bin/dist/nodeagent.yaml" "$1/later.yaml"
+  rm -rf "$bin"
 }
 
 initrd() { # kernel directory, release
@@ -42,7 +61,7 @@ initrd() { # kernel directory, release
 }
 
 boot() { # kernel directory, release, disk
-  timeout "${TIMEOUT:-3600}" qemu-system-x86_64 -accel "${ACCEL:-tcg,thread=multi}" -cpu max -smp 2 -m 4096 -nodefaults -no-user-config -display none \
+  timeout "$patience" qemu-system-x86_64 -accel "${ACCEL:-tcg,thread=multi}" -cpu max -smp 2 -m 4096 -nodefaults -no-user-config -display none \
     -no-reboot -kernel "$1/boot/vmlinuz-$2" -initrd "$work/initrd.gz" \
     -append "console=ttyS0 panic=-1 quiet no_timer_check systemd.show_status=0 apparmor=1 security=apparmor" \
     -drive "file=$3,if=virtio,format=raw,snapshot=on" -drive "file=$work/payload.ext4,if=virtio,format=raw,readonly=on" \
@@ -71,7 +90,7 @@ main() {
   say "$rel: booting; console in dist/machine/console.log"
   boot "$dir" "$rel" "$disk" | sed -u 's|\r$||' | tee "$out/tests.log" | if [ -n "${VERBOSE:-}" ]; then cat; else grep --line-buffered -avE '^=== |^ *--- PASS|^PASS$'; fi || true
   verdict=$(sed -n 's/^machine: exit \([0-9]*\)$/\1/p' "$out/tests.log")
-  [ -n "$verdict" ] || { say "FAILED: it did not finish within ${TIMEOUT:-3600} s; see dist/machine"; exit 1; }
+  [ -n "$verdict" ] || { say "FAILED: it did not finish within $patience s; see dist/machine"; exit 1; }
   [ "$verdict" = 0 ] || { say "FAILED after $((SECONDS - t0)) s; see dist/machine"; exit 1; }
   say "all passed in $((SECONDS - t0)) s"
 }

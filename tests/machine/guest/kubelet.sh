@@ -35,7 +35,8 @@ inside() { # pod command...: what it prints in the pod
 }
 cgroup() { find /sys/fs/cgroup/kubepods.slice -type d -name "*$(container "$1")*" | head -n 1; }
 
-test_kubelet() {
+# Makes the kubelet a unit; which runtime it asks is left to drop-ins.
+settle_kubelet() {
   mkdir -p $manifests /var/lib/kubelet
   install -m 755 /machine/bin/kubelet /usr/local/bin/kubelet
   cat >/var/lib/kubelet/config.yaml <<EOF
@@ -58,6 +59,10 @@ Restart=always
 [Install]
 WantedBy=multi-user.target
 EOF
+}
+
+test_kubelet() {
+  settle_kubelet
   # As docs/install.md has it.
   install -D -m 644 -t /etc/kubernetes/kubelet.conf.d /usr/share/doc/nodeagent/kubelet/50-nodeagent.conf
   install -D -m 644 -t /etc/systemd/system/kubelet.service.d /usr/share/doc/nodeagent/kubelet/20-nodeagent.conf
