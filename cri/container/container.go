@@ -166,6 +166,7 @@ type Manager struct {
 	// accounts and mounts spare containerd and the kernel questions.
 	accounts accountFiles
 	mounts   mountsKnown
+	oom      *oomLedger
 
 	// background runs what outlives a call, under a context that ends with
 	// Close; closing tells that it has ended.
@@ -218,6 +219,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Manager, error) {
 		calls:   flight.NewGroup[struct{}](cfg.CallTimeout),
 		locks:   flight.NewLocks(),
 		frozen:  flight.NewLocks(),
+		oom:     &oomLedger{root: cgroupRoot, containers: deps.Store.Containers, log: deps.Log},
 		stop:    stop,
 		lives:   map[string]*life{},
 	}

@@ -65,19 +65,33 @@ func oomKills(root, cgroup string) (uint64, bool) {
 	return 0, false
 }
 
-// oomAbove counts the kills in the cgroup's parent, on cgroup v2 its own and those of everything below.
-func oomAbove(root, cgroup string) uint64 {
+// oomElsewhere counts the kills below the cgroup's parent that none of the
+// containers explains which run there beside it: its own, and those of
+// containers that are gone. Only cgroup v2 counts kills in what is above. Not
+// sure means that one of those that run cannot be read, so that it may be about
+// to be recorded as ended.
+func oomElsewhere(root, cgroup string, beside []string) (n uint64, sure bool) {
 	if cgroup == "" {
-		return 0
+		return 0, false
 	}
-	n, _ := oomKills(root, filepath.Dir(cgroup))
-	return n
+	n, sure = oomKills(root, filepath.Dir(cgroup))
+	if n == 0 {
+		return 0, sure
+	}
+	for _, b := range beside {
+		k, ok := oomKills(root, b)
+		n, sure = n-min(n, k), sure && ok
+	}
+	return n, sure
 }
 
 // ending is a container's end, as far as it tells whether memory was the cause.
 type ending struct {
 	cgroup string
-	// before is what oomAbove said before the container started.
+	// beside are the cgroups of the containers that run below the same parent.
+	beside []string
+	// before is what oomElsewhere said before the container started, and what
+	// containers that have ended meanwhile explain.
 	before uint64
 	code   uint32
 	// stopped says that somebody asked for the end.
@@ -85,16 +99,14 @@ type ending struct {
 }
 
 // oomLost counts the kills of a container whose cgroup was removed before it could be read: systemd does that to a
-// scope with the end of its last process. The pod's counter is still there; kills of it are this container's
-// when it was killed, and not by us.
+// scope with the end of its last process. The parent's counter is still there; what it has more than at the start, and
+// nobody else explains, is this container's. When that is not sure, it has to have been killed, and not by us.
 func (e ending) oomLost(root string) uint64 {
-	if e.code != 128+uint32(syscall.SIGKILL) || e.stopped {
+	n, sure := oomElsewhere(root, e.cgroup, e.beside)
+	if !sure && (e.stopped || e.code != 128+uint32(syscall.SIGKILL)) {
 		return 0
 	}
-	if n := oomAbove(root, e.cgroup); n > e.before {
-		return n - e.before
-	}
-	return 0
+	return n - min(n, e.before)
 }
 
 // oomMessage says what the reason leaves open: whether it was the first process

@@ -37,16 +37,22 @@ func TestOOMKills(t *testing.T) {
 func TestOOMLost(t *testing.T) {
 	root := t.TempDir()
 	events(t, root, "pod.slice", "5")
+	events(t, root, "pod.slice/b.scope", "2")
+	const a, b, gone = "/pod.slice/a.scope", "/pod.slice/b.scope", "/pod.slice/gone.scope"
 	for name, tt := range map[string]struct {
 		ending
 		want uint64
 	}{
-		"killed":                {ending{cgroup: "/pod.slice/a.scope", before: 3, code: 137}, 2},
-		"killed, none counted":  {ending{cgroup: "/pod.slice/a.scope", before: 5, code: 137}, 0},
-		"ended of itself":       {ending{cgroup: "/pod.slice/a.scope", before: 3, code: 1}, 0},
-		"killed by a stop":      {ending{cgroup: "/pod.slice/a.scope", before: 3, code: 137, stopped: true}, 0},
-		"its pod is gone, too":  {ending{cgroup: "/other.slice/a.scope", before: 3, code: 137}, 0},
-		"its cgroup is unknown": {ending{before: 0, code: 137}, 0},
+		"killed":                     {ending{cgroup: a, before: 3, code: 137}, 2},
+		"killed, none counted":       {ending{cgroup: a, before: 5, code: 137}, 0},
+		"its child was killed":       {ending{cgroup: a, before: 3, code: 1}, 2},
+		"another one explains all":   {ending{cgroup: a, beside: []string{b}, before: 3, code: 1}, 0},
+		"another one explains some":  {ending{cgroup: a, beside: []string{b}, before: 1, code: 1}, 2},
+		"another one is gone, too":   {ending{cgroup: a, beside: []string{gone}, before: 3, code: 1}, 0},
+		"the same, and it is killed": {ending{cgroup: a, beside: []string{gone}, before: 3, code: 137}, 2},
+		"the same, but by a stop":    {ending{cgroup: a, beside: []string{gone}, before: 3, code: 137, stopped: true}, 0},
+		"its pod is gone, too":       {ending{cgroup: "/other.slice/a.scope", before: 3, code: 137}, 0},
+		"its cgroup is unknown":      {ending{before: 0, code: 137}, 0},
 	} {
 		if got := tt.oomLost(root); got != tt.want {
 			t.Errorf("%s: %d, want %d", name, got, tt.want)

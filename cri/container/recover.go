@@ -67,9 +67,10 @@ func (m *Manager) recoverOne(ctx context.Context, c *store.Container, t containe
 		if t.Status == task.Status_CREATED || t.Status == task.Status_UNKNOWN {
 			return m.killTask(ctx, c.ID) // its start was cut short, and never answered
 		}
+		cgroup := cgroupOf(t.PID)
+		before := m.oom.before(c.ID, cgroup)
 		if _, err := m.deps.Store.Containers.Update(c.ID, func(c *store.Container) error {
-			c.State, c.StartedAt, c.PID, c.Cgroup = store.ContainerRunning, time.Now().UnixNano(), t.PID, cgroupOf(t.PID)
-			c.OOMBefore = oomAbove(cgroupRoot, c.Cgroup)
+			c.State, c.StartedAt, c.PID, c.Cgroup, c.OOMBefore = store.ContainerRunning, time.Now().UnixNano(), t.PID, cgroup, before
 			return nil
 		}); err != nil {
 			return err

@@ -102,7 +102,7 @@ func (m *Manager) run(ctx context.Context, c *store.Container) (*life, error) {
 	}
 	steps.Stage(ctx, "start process")
 	cgroup := cgroupOf(pid)
-	before := oomAbove(cgroupRoot, cgroup)
+	before := m.oom.before(c.ID, cgroup)
 	if c.RestoreFrom == "" { // a restored one has been started by containerd
 		if _, err := m.deps.Containerd.StartProcess(ctx, containerd.Process{ContainerID: c.ID}); err != nil {
 			return l, err

@@ -75,7 +75,7 @@ func (m *Manager) exited(ctx context.Context, l *life, exit containerd.Exit) err
 		m.end(l)
 		return nil
 	}
-	kills, counted := oomKills(cgroupRoot, c.Cgroup) // the cgroup goes with the task
+	kills, read := oomKills(cgroupRoot, c.Cgroup) // the cgroup goes with the task
 	last, err := m.deps.Containerd.DeleteTask(ctx, l.id)
 	switch {
 	case err == nil && exit.Code == store.ExitUnknown:
@@ -83,9 +83,7 @@ func (m *Manager) exited(ctx context.Context, l *life, exit containerd.Exit) err
 	case err != nil && !errdefs.IsNotFound(err):
 		return err
 	}
-	if !counted {
-		kills = ending{cgroup: c.Cgroup, before: c.OOMBefore, code: exit.Code, stopped: l.stopping()}.oomLost(cgroupRoot)
-	}
+	kills = m.oom.settle(ctx, c.ID, ending{cgroup: c.Cgroup, code: exit.Code, stopped: l.stopping()}, kills, read)
 	drain, cancel := context.WithTimeout(ctx, m.cfg.DrainTimeout)
 	defer cancel()
 	if err := l.streams.Drain(drain); err != nil {

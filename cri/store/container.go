@@ -73,7 +73,8 @@ type Container struct {
 	// Cgroup is the container's path below each hierarchy's root, as it is in
 	// /proc/<pid>/cgroup; known once it has started.
 	Cgroup string `json:"cgroup,omitempty"`
-	// OOMBefore is how many kills for want of memory the parent of Cgroup had counted before the start.
+	// OOMBefore is how many kills for want of memory the parent of Cgroup has counted that were neither this container's nor
+	// those of another one that runs.
 	OOMBefore uint64 `json:"oomBefore,omitempty"`
 	// StopSignal is a name such as SIGTERM.
 	StopSignal string `json:"stopSignal,omitempty"`
