@@ -172,6 +172,31 @@ func TestExecOnce(t *testing.T) {
 	}
 }
 
+// TestExecMany: the library refuses more than a thousand URLs a minute that
+// nobody uses; those of sessions that it does not serve are used.
+func TestExecMany(t *testing.T) {
+	s, _ := deafServer(t)
+	for range 1100 {
+		resp, err := s.GetExec(&runtimeapi.ExecRequest{ContainerId: "c", Cmd: []string{"true"}, Stdout: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, resp.Url, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header = upgrade("v5.channel.k8s.io", "13")
+		answer, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = answer.Body.Close()
+		if answer.StatusCode != http.StatusSwitchingProtocols {
+			t.Fatalf("status %s", answer.Status)
+		}
+	}
+}
+
 func TestExecFails(t *testing.T) {
 	h := &host{}
 	s := serve(t, h)

@@ -74,6 +74,28 @@ func fuzzURL(t *testing.T, s *stream.Server, kind byte) string {
 	return u.Path
 }
 
+// deafServer is new for each request, for it remembers those that were wasted.
+func deafServer(t *testing.T) (*stream.Server, *panics) {
+	t.Helper()
+	cfg := stream.Default()
+	cfg.CreationTimeout = 50 * time.Millisecond
+	s, err := stream.New(cfg, deaf{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Stop(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	seen := &panics{}
+	s.LogTo(log.New(seen, "", 0))
+	return s, seen
+}
+
 // FuzzSession says anything to a URL: no request ends the server or a handler.
 func FuzzSession(f *testing.F) {
 	socket := func(protocol string) string {
@@ -94,23 +116,8 @@ func FuzzSession(f *testing.F) {
 		}
 	}
 	f.Add(byte(2), "GET", "/../%00", "", []byte{})
-	cfg := stream.Default()
-	cfg.CreationTimeout = 50 * time.Millisecond
-	s, err := stream.New(cfg, deaf{})
-	if err != nil {
-		f.Fatal(err)
-	}
-	if err := s.Start(f.Context()); err != nil {
-		f.Fatal(err)
-	}
-	f.Cleanup(func() {
-		if err := s.Stop(context.Background()); err != nil {
-			f.Error(err)
-		}
-	})
-	var seen panics
-	s.LogTo(log.New(&seen, "", 0))
 	f.Fuzz(func(t *testing.T, kind byte, method, more, head string, body []byte) {
+		s, seen := deafServer(t)
 		conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", s.Addr().String())
 		if err != nil {
 			t.Fatal(err)

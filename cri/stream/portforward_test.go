@@ -231,6 +231,14 @@ func forwardError(t *testing.T, d httpstream.Dialer, port int) string {
 	return string(said)
 }
 
+// upgrade is the head of a request for a WebSocket.
+func upgrade(protocol, version string) http.Header {
+	return http.Header{
+		"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Sec-Websocket-Protocol": {protocol},
+		"Sec-Websocket-Version": {version}, "Sec-Websocket-Key": {"dGhlIHNhbXBsZSBub25jZQ=="},
+	}
+}
+
 // TestTunnelRefused: a WebSocket that cannot become a tunnel is answered as
 // any other request, and its URL is used up.
 func TestTunnelRefused(t *testing.T) {
@@ -255,10 +263,7 @@ func TestTunnelRefused(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			req.Header = http.Header{
-				"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Sec-Websocket-Protocol": {c.protocol},
-				"Sec-Websocket-Version": {c.version}, "Sec-Websocket-Key": {"dGhlIHNhbXBsZSBub25jZQ=="},
-			}
+			req.Header = upgrade(c.protocol, c.version)
 			resp, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(req)
 			if err != nil {
 				t.Fatal(err)

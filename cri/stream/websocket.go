@@ -89,11 +89,27 @@ func (f front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case k.forward() && offers(r, protocolTunnel):
 		serveTunnel(w, r, f.lib)
 	case !k.forward() && offers(r, protocolV5):
+		f.spend(r)
 		f.s.serveV5(w, r, k)
 	default:
 		f.lib.ServeHTTP(w, r)
 	}
 }
+
+// spend uses up the library's token of a URL, which a request does that asks
+// for no session: it keeps a thousand for a minute each, and refuses more.
+func (f front) spend(r *http.Request) {
+	r = r.Clone(r.Context())
+	r.Header, r.Body = http.Header{}, http.NoBody
+	f.lib.ServeHTTP(unheard{}, r)
+}
+
+// unheard is where the library answers nobody.
+type unheard struct{}
+
+func (unheard) Header() http.Header         { return http.Header{} }
+func (unheard) Write(b []byte) (int, error) { return len(b), nil }
+func (unheard) WriteHeader(int)             {}
 
 // offers says whether a request asks for a WebSocket with a protocol.
 func offers(r *http.Request, protocol string) bool {
