@@ -3,11 +3,14 @@
 package cri_test
 
 import (
+	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -97,5 +100,82 @@ func TestRootLinkedLog(t *testing.T) {
 	}
 	if b, rerr := os.ReadFile(victim); rerr != nil || string(b) != "mine" {
 		t.Errorf("start: %v; the link's target has %q, %v", err, b, rerr)
+	}
+}
+
+// TestRootLinkedMount: where a mount belongs, another container makes and takes away a link that leads out, as fast
+// as it can. No mount ends anywhere but in the container, and on the host nothing is made or changed.
+func TestRootLinkedMount(t *testing.T) {
+	r := newRig(t)
+	pod := r.pod("p")
+	sb := r.runPod(pod)
+	shared, outside, inside := filepath.Join(r.daemon.Dir, "shared"), filepath.Join(r.daemon.Dir, "outside"), filepath.Join(r.daemon.Dir, "inside")
+	for _, dir := range []string{filepath.Join(shared, "at"), outside, inside} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(strings.Repeat("../", 20)+outside, filepath.Join(shared, "link")); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	swapped := make(chan int)
+	go func() {
+		n := 0
+		for ; ctx.Err() == nil; n++ {
+			_ = unix.Renameat2(unix.AT_FDCWD, filepath.Join(shared, "at"), unix.AT_FDCWD, filepath.Join(shared, "link"), unix.RENAME_EXCHANGE)
+		}
+		swapped <- n
+	}()
+	for i := range 8 {
+		cfg := r.shell(fmt.Sprintf("c%d", i), "exit 0")
+		cfg.Mounts = []*runtimeapi.Mount{
+			{HostPath: shared, ContainerPath: "/shared"},
+			{HostPath: inside, ContainerPath: "/shared/at/deep"},
+		}
+		// That the OCI runtime refuses what moves under its hands is as good.
+		_, _ = r.rt.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: r.create(sb, pod, cfg)})
+	}
+	stop()
+	if n := <-swapped; n < 100 {
+		t.Errorf("only %d changes", n)
+	}
+	left, err := os.ReadDir(outside)
+	if err != nil || len(left) != 0 {
+		t.Errorf("made on the host: %v, %v", left, err)
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil || strings.Contains(string(mounts), outside) || strings.Contains(string(mounts), shared) {
+		t.Errorf("mounted on the host: %v\n%s", err, mounts)
+	}
+}
+
+// TestRootLogCap: what a container prints between two rotations by the kubelet takes no more of the disk than
+// twice the limit.
+func TestRootLogCap(t *testing.T) {
+	const limit = 64 << 10
+	small := func(r *rig) { r.cfg.Container.MaxLogSize = limit }
+	for name, rig := range map[string]func(*testing.T) *rig{
+		"ours":        func(t *testing.T) *rig { return newShimRigWith(t, small) },
+		"containerds": func(t *testing.T) *rig { return newRigWith(t, small) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := rig(t)
+			pod := r.pod("loud")
+			id := r.run(r.runPod(pod), pod, r.shell("c", "seq 1 50000; echo the end"))
+			r.exited(id)
+			files, err := filepath.Glob(filepath.Join(r.logs, "c.log*"))
+			if err != nil || len(files) != 2 {
+				t.Errorf("files %v, %v", files, err)
+			}
+			for _, file := range files {
+				if st, err := os.Stat(file); err != nil || st.Size() > limit {
+					t.Errorf("%s: %v, %v", file, st, err)
+				}
+			}
+			if b, err := os.ReadFile(filepath.Join(r.logs, "c.log")); err != nil || !strings.HasSuffix(string(b), " F the end\n") {
+				t.Errorf("the end is not there: %v", err)
+			}
+		})
 	}
 }

@@ -32,6 +32,12 @@ import (
 // newShimRig is a rig whose pods have nodeagent's own shim, built from this tree.
 func newShimRig(t *testing.T) *rig {
 	t.Helper()
+	return newShimRigWith(t, func(*rig) {})
+}
+
+// newShimRigWith is newShimRig with a change before the server starts.
+func newShimRigWith(t *testing.T, change func(*rig)) *rig {
+	t.Helper()
 	containerdtest.NeedRoot(t)
 	path := filepath.Join(t.TempDir(), shim.Program)
 	build := exec.CommandContext(t.Context(), "go", "build", "-o", path, "../cmd/nodeagent-shim")
@@ -40,7 +46,7 @@ func newShimRig(t *testing.T) *rig {
 		t.Fatalf("build the shim: %v: %s", err, out)
 	}
 	t.Setenv("PATH", filepath.Dir(path)+":"+os.Getenv("PATH"))
-	return newRig(t)
+	return newRigWith(t, change)
 }
 
 // counter writes numbered lines as fast as it can, for ever.
