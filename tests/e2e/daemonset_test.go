@@ -35,7 +35,7 @@ func TestDaemonSet(t *testing.T) {
 		traces, err := c.Traces()
 		err = errors.Join(err, c.Down(ctx))
 		if traces != nil {
-			err = errors.Join(err, traces.Left())
+			err = errors.Join(err, traces.Left(ctx))
 		}
 		if err != nil {
 			t.Error(err)

@@ -66,7 +66,7 @@ func end(ctx context.Context, c *cluster.Cluster) error {
 	traces, err := c.Traces()
 	errs = append(errs, err, c.Down(ctx))
 	if traces != nil {
-		errs = append(errs, traces.Left())
+		errs = append(errs, traces.Left(ctx))
 	}
 	return errors.Join(errs...)
 }

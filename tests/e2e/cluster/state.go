@@ -17,9 +17,6 @@ import (
 
 const downDeadline = 60 * time.Second
 
-// sysctls are what a kubelet writes and the kernel has one of only.
-var sysctls = []string{"kernel/panic", "kernel/panic_on_oops", "vm/overcommit_memory", "vm/panic_on_oom", "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes"}
-
 // state is what another process must know to show a cluster or to clean up after it.
 type state struct {
 	Name    string            `json:"name"`
@@ -55,14 +52,11 @@ func (c *Cluster) claim(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.state = &state{Name: c.Name, PID: os.Getpid(), Started: started, Runtime: c.Runtime, Sysctls: map[string]string{}}
-	for _, s := range sysctls {
-		data, err := os.ReadFile(filepath.Join("/proc/sys", s))
-		if err != nil {
-			return err
-		}
-		c.state.Sysctls[s] = strings.TrimSpace(string(data))
+	before, err := sysctlsBefore(c.dir)
+	if err != nil {
+		return err
 	}
+	c.state = &state{Name: c.Name, PID: os.Getpid(), Started: started, Runtime: c.Runtime, Sysctls: before}
 	return c.saveState()
 }
 
@@ -123,16 +117,18 @@ func startTime(pid int) (uint64, error) {
 	return strconv.ParseUint(f[19], 10, 64)
 }
 
-// Sweep removes what a cluster in dir left: loop devices, cgroups, files; and puts
-// the sysctls back. Its boxes must be gone. Nothing there is no error.
+// Sweep removes what a cluster in dir left: loop devices, cgroups, files; and the
+// last one puts the sysctls back. Its boxes must be gone. Nothing there is no error.
 func Sweep(ctx context.Context, dir string) error {
 	var errs []error
 	if s, err := readState(dir); err == nil {
 		if s.PID != os.Getpid() && s.alive() {
 			return fmt.Errorf("cluster %s is running (process %d)", s.Name, s.PID)
 		}
-		for name, want := range s.Sysctls {
-			errs = append(errs, restoreSysctl(name, want))
+		if len(siblings(dir)) == 0 {
+			for name, want := range s.Sysctls {
+				errs = append(errs, restoreSysctl(name, want))
+			}
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		errs = append(errs, err)
@@ -146,15 +142,6 @@ func Sweep(ctx context.Context, dir string) error {
 	}
 	_ = os.Remove(filepath.Dir(dir)) // the last cluster takes the base with it
 	return nil
-}
-
-func restoreSysctl(name, want string) error {
-	path := filepath.Join("/proc/sys", name)
-	now, err := os.ReadFile(path)
-	if err != nil || strings.TrimSpace(string(now)) == want {
-		return err
-	}
-	return os.WriteFile(path, []byte(want), 0)
 }
 
 // keepLogs copies the logs of a cluster that failed out of the directory that is

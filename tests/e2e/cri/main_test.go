@@ -59,7 +59,7 @@ func run(m *testing.M) int {
 	traces, traceErr := c.Traces()
 	err = errors.Join(err, traceErr, c.Down(ctx))
 	if traces != nil {
-		err = errors.Join(err, traces.Left())
+		err = errors.Join(err, traces.Left(ctx))
 	}
 	if err != nil {
 		fmt.Println("--- FAIL: nothing is left")

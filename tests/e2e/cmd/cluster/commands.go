@@ -210,10 +210,7 @@ func end(ctx context.Context, c *cluster.Cluster) error {
 	traces, err := c.Traces()
 	err = errors.Join(err, c.Down(ctx))
 	if traces != nil {
-		// A process that was killed in the middle of a system call takes a moment.
-		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-		defer cancel()
-		err = errors.Join(err, cluster.WaitFor(ctx, func(context.Context) error { return traces.Left() }))
+		err = errors.Join(err, traces.Left(ctx))
 	}
 	return err
 }
