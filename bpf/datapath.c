@@ -14,6 +14,7 @@
 #include "lib/conntrack.h"
 #include "lib/express.h"
 #include "lib/forward.h"
+#include "lib/hold.h"
 #include "lib/mode.h"
 #include "lib/parse.h"
 #include "lib/pkt.h"
@@ -267,4 +268,13 @@ int sock_getpeer6(struct bpf_sock_addr *ctx)
 	if (p)
 		sock_set6(ctx, p);
 	return SOCK_ALLOW;
+}
+
+/* Run by the agent. */
+SEC("syscall")
+int ct_hold(void *ctx)
+{
+	(void)ctx;
+	bpf_for_each_map_elem(&ct, hold_one, NULL, 0);
+	return 0;
 }

@@ -386,6 +386,7 @@ const (
 	DatapathMapCounters      = "counters"
 	DatapathMapCt            = "ct"
 	DatapathMapCtBefore      = "ct_before"
+	DatapathMapCtMade        = "ct_made"
 	DatapathMapDsrIds        = "dsr_ids"
 	DatapathMapEps           = "eps"
 	DatapathMapEvents        = "events"
@@ -407,6 +408,7 @@ const (
 	DatapathMapSvcStats      = "svc_stats"
 	DatapathMapUplinks       = "uplinks"
 	DatapathMapWays          = "ways"
+	DatapathProgCtHold       = "ct_hold"
 	DatapathProgFromNet      = "from_net"
 	DatapathProgFromPod      = "from_pod"
 	DatapathProgFromTun      = "from_tun"
@@ -489,6 +491,7 @@ type DatapathSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DatapathProgramSpecs struct {
+	CtHold       *ebpf.ProgramSpec `ebpf:"ct_hold"`
 	FromNet      *ebpf.ProgramSpec `ebpf:"from_net"`
 	FromPod      *ebpf.ProgramSpec `ebpf:"from_pod"`
 	FromTun      *ebpf.ProgramSpec `ebpf:"from_tun"`
@@ -521,6 +524,7 @@ type DatapathMapSpecs struct {
 	Counters   *ebpf.MapSpec `ebpf:"counters"`
 	Ct         *ebpf.MapSpec `ebpf:"ct"`
 	CtBefore   *ebpf.MapSpec `ebpf:"ct_before"`
+	CtMade     *ebpf.MapSpec `ebpf:"ct_made"`
 	DsrIds     *ebpf.MapSpec `ebpf:"dsr_ids"`
 	Eps        *ebpf.MapSpec `ebpf:"eps"`
 	Events     *ebpf.MapSpec `ebpf:"events"`
@@ -592,6 +596,7 @@ type DatapathMaps struct {
 	Counters   *ebpf.Map `ebpf:"counters"`
 	Ct         *ebpf.Map `ebpf:"ct"`
 	CtBefore   *ebpf.Map `ebpf:"ct_before"`
+	CtMade     *ebpf.Map `ebpf:"ct_made"`
 	DsrIds     *ebpf.Map `ebpf:"dsr_ids"`
 	Eps        *ebpf.Map `ebpf:"eps"`
 	Events     *ebpf.Map `ebpf:"events"`
@@ -622,6 +627,7 @@ func (m *DatapathMaps) Close() error {
 		m.Counters,
 		m.Ct,
 		m.CtBefore,
+		m.CtMade,
 		m.DsrIds,
 		m.Eps,
 		m.Events,
@@ -673,6 +679,7 @@ type DatapathVariables struct {
 //
 // It can be passed to LoadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DatapathPrograms struct {
+	CtHold       *ebpf.Program `ebpf:"ct_hold"`
 	FromNet      *ebpf.Program `ebpf:"from_net"`
 	FromPod      *ebpf.Program `ebpf:"from_pod"`
 	FromTun      *ebpf.Program `ebpf:"from_tun"`
@@ -698,6 +705,7 @@ type DatapathPrograms struct {
 
 func (p *DatapathPrograms) Close() error {
 	return _DatapathClose(
+		p.CtHold,
 		p.FromNet,
 		p.FromPod,
 		p.FromTun,

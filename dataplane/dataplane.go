@@ -65,7 +65,9 @@ type Dataplane struct {
 	mode     maps.Mode
 
 	flowCount, affinityCount atomic.Uint32 // records, as of the last sweep
+	flowsEvicted             atomic.Uint64 // records that were removed to make room
 	portsShort               atomic.Bool   // flows found no port: the next sweep makes room
+	room                     room          // the sweeper's own
 
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -227,7 +229,7 @@ func (d *Dataplane) openMaps() {
 	d.eps = maps.NewEndpoints(d.kernel.Eps, d.kernel.DsrIds)
 	d.routes = maps.NewRoutes(d.kernel.Routes, d.kernel.Ways)
 	d.ups = maps.NewUplinks(d.kernel.Uplinks)
-	d.flows = maps.NewConntrack(d.kernel.Ct)
+	d.flows = maps.NewConntrack(d.kernel.Ct, d.kernel.CtMade)
 	d.rates = maps.NewRates(d.kernel.Rates)
 	d.sockets = maps.NewSockets(d.kernel.SkUdp)
 	d.stats = maps.NewStats(d.kernel.SvcStats)

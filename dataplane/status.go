@@ -89,13 +89,15 @@ func (d *Dataplane) Collector() prometheus.Collector {
 		bytes:    prometheus.NewDesc("nodeagent_dataplane_bytes_total", "Bytes by hook and what became of them.", labels, nil),
 		used:     prometheus.NewDesc("nodeagent_dataplane_map_entries", "Entries in use.", []string{"map"}, nil),
 		capacity: prometheus.NewDesc("nodeagent_dataplane_map_capacity", "Entries that a map can hold.", []string{"map"}, nil),
-		grown:    prometheus.NewDesc("nodeagent_dataplane_map_grown_total", "How often a map was made larger while it was in use.", []string{"map"}, nil),
+		evicted: prometheus.NewDesc("nodeagent_dataplane_flows_evicted_total",
+			"Records of flows that were removed before their time because the table was nearly full.", nil, nil),
+		grown: prometheus.NewDesc("nodeagent_dataplane_map_grown_total", "How often a map was made larger while it was in use.", []string{"map"}, nil),
 	}
 }
 
 type collector struct {
-	d                                     *Dataplane
-	packets, bytes, used, capacity, grown *prometheus.Desc
+	d                                              *Dataplane
+	packets, bytes, used, capacity, grown, evicted *prometheus.Desc
 }
 
 var _ prometheus.Collector = (*collector)(nil)
@@ -106,6 +108,7 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- c.used
 	ch <- c.capacity
 	ch <- c.grown
+	ch <- c.evicted
 }
 
 // Collect reports nothing while the data path is not started.
@@ -119,6 +122,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(c.packets, prometheus.CounterValue, float64(v.Packets), labels...)
 		ch <- prometheus.MustNewConstMetric(c.bytes, prometheus.CounterValue, float64(v.Bytes), labels...)
 	}
+	ch <- prometheus.MustNewConstMetric(c.evicted, prometheus.CounterValue, float64(c.d.flowsEvicted.Load()))
 	usage, err := c.d.Usage()
 	if err != nil {
 		return

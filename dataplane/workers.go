@@ -91,12 +91,22 @@ func (d *Dataplane) handOver(idx int) error {
 
 // sweepFlows forgets flows that are idle, and those of addresses that are gone.
 func (d *Dataplane) sweepFlows(ctx context.Context) {
-	tick := time.NewTicker(d.deps.SweepEvery)
+	tick, look := time.NewTicker(d.deps.SweepEvery), time.NewTimer(roomLook)
 	defer tick.Stop()
+	defer look.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-look.C:
+			crowded, next, err := d.crowded()
+			look.Reset(next)
+			if err != nil {
+				d.log.ErrorContext(ctx, "look at the table of flows", "err", err)
+			}
+			if !crowded {
+				continue
+			}
 		case <-tick.C:
 			if err := d.sweepAffinity(ctx); err != nil {
 				d.log.ErrorContext(ctx, "sweep affinity", "err", err)
@@ -114,7 +124,7 @@ func (d *Dataplane) sweepFlows(ctx context.Context) {
 		lost := maps.Clone(d.lost)
 		clear(d.lost)
 		d.svcMu.Unlock()
-		if _, err := d.sweep(gone, lost, d.portsShort.Swap(false)); err != nil {
+		if _, err := d.sweep(ctx, gone, lost, d.portsShort.Swap(false)); err != nil {
 			d.log.ErrorContext(ctx, "sweep flows", "err", err)
 		}
 		if err := d.disconnect(lost); err != nil {
@@ -123,26 +133,34 @@ func (d *Dataplane) sweepFlows(ctx context.Context) {
 	}
 }
 
-// sweep walks the table once and returns how many records it removed. When ports
-// are short it is in a hurry with those that hold one.
-func (d *Dataplane) sweep(gone map[netip.Addr]bool, lost map[lostBackend]bool, short bool) (int, error) {
+// sweep walks the table and returns how many records it removed. When ports are
+// short it is in a hurry with those that hold one.
+func (d *Dataplane) sweep(ctx context.Context, gone map[netip.Addr]bool, lost map[lostBackend]bool, short bool) (int, error) {
+	began := time.Now()
 	now, err := flows.Now()
 	if err != nil {
 		return 0, err
 	}
+	// Read first: what is made during the walk counts twice rather than not at all.
+	made, err := d.flows.Made()
+	if err != nil {
+		return 0, err
+	}
 	var idle, left []flows.Flow
+	var c census
 	count := uint32(0)
 	err = d.flows.Each(func(f flows.Flow) bool {
 		count++
 		switch {
 		case touches(f, gone) || d.idle(f, now, short):
 			idle = append(idle, f)
+			return true
 		case stranded(f, lost):
 			left = append(left, f)
 		}
+		c.add(d.worth(f), now.AgeOf(f.Seen), recordsOf(f))
 		return true
 	})
-	d.flowCount.Store(count)
 	// A translated flow lives as long as either of its records is used.
 	idle = slices.DeleteFunc(idle, func(f flows.Flow) bool {
 		if !f.Is(bpf.DatapathCtFlagsCT_XLAT) || touches(f, gone) {
@@ -151,7 +169,13 @@ func (d *Dataplane) sweep(gone map[netip.Addr]bool, lost map[lostBackend]bool, s
 		other, ok := d.flows.Partner(f)
 		return ok && !d.idle(other, now, short)
 	})
-	return len(idle) + len(left), errors.Join(err, d.flows.Delete(idle), d.abandon(left))
+	err = errors.Join(err, d.flows.Delete(idle), d.abandon(left))
+	count -= uint32(len(idle))
+	removed, roomErr := d.makeRoom(ctx, now, count, &c)
+	removed = min(removed, count)
+	d.flowCount.Store(count - removed)
+	d.room.walked(count-removed, removed, made, d.flows.Size(), time.Since(began))
+	return len(idle) + len(left) + int(removed), errors.Join(err, roomErr)
 }
 
 func touches(f flows.Flow, gone map[netip.Addr]bool) bool {

@@ -297,6 +297,26 @@ static __always_inline void ct_fill(struct ct_value *v, const struct pkt *pkt)
 	v->oif = pkt->back;
 }
 
+/*
+ * Records made, ever. What was counted at a walk and what was made since says
+ * how full the table may be, so the agent makes room before the table does.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(max_entries, 1);
+} ct_made SEC(".maps");
+
+static __always_inline void ct_count(__u64 records)
+{
+	__u32 zero = 0;
+	__u64 *made = bpf_map_lookup_elem(&ct_made, &zero);
+
+	if (made)
+		*made += records;
+}
+
 /* The one record of a flow that is not translated. */
 __noinline int ct_create_plain(const struct pkt *pkt, __u32 lanes)
 {
@@ -304,6 +324,7 @@ __noinline int ct_create_plain(const struct pkt *pkt, __u32 lanes)
 	struct ct_value v = {};
 
 	NEED(pkt);
+	ct_count(1);
 	ct_fill(&v, pkt);
 	if (lanes)
 		ct_lanes(&v, pkt);
@@ -346,13 +367,14 @@ __noinline int ct_create_secondary(const struct pkt *pkt)
 	return bpf_map_update_elem(&ct, &key, &v, BPF_ANY) ? -DROP_CONNTRACK : 0;
 }
 
-/* The record that packets of the original direction find. */
+/* The record that packets of the original direction find: the second of the two. */
 __noinline int ct_create_primary(const struct pkt *pkt)
 {
 	struct tuple key;
 	struct ct_value v = {};
 
 	NEED(pkt);
+	ct_count(2);
 	ct_fill(&v, pkt);
 	v.flags |= CT_XLAT;
 	if (ct_key(&key, &pkt->t))

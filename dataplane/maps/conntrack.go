@@ -37,6 +37,9 @@ func (t Ticks) Since(then Ticks) time.Duration {
 	return max(time.Duration(int32(t-then)), 0) << tickShift
 }
 
+// AgeOf is the same in ticks.
+func (t Ticks) AgeOf(then Ticks) uint32 { return uint32(max(int32(t-then), 0)) }
+
 // TicksOf converts a duration, at least one tick.
 func TicksOf(d time.Duration) uint32 { return uint32(max(d>>tickShift, 1)) }
 
@@ -98,10 +101,22 @@ func (f Flow) Untranslated() bool {
 }
 
 // Conntrack is the table of flows.
-type Conntrack struct{ m *ebpf.Map }
+type Conntrack struct{ m, made *ebpf.Map }
 
-// NewConntrack wraps the map "ct".
-func NewConntrack(m *ebpf.Map) Conntrack { return Conntrack{m} }
+// NewConntrack wraps the map "ct", and "ct_made" that counts its records.
+func NewConntrack(m, made *ebpf.Map) Conntrack { return Conntrack{m, made} }
+
+// Made is how many records the programs have made since the map was.
+func (c Conntrack) Made() (sum uint64, err error) {
+	var per []uint64
+	if err := c.made.Lookup(uint32(0), &per); err != nil {
+		return 0, fmt.Errorf("read count of flows: %w", err)
+	}
+	for _, n := range per {
+		sum += n
+	}
+	return sum, nil
+}
 
 // Size is the table's capacity.
 func (c Conntrack) Size() uint32 { return c.m.MaxEntries() }
@@ -149,6 +164,16 @@ func (c Conntrack) Delete(flows []Flow) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// Forget removes the records of a flow, both of a translated one.
+func (c Conntrack) Forget(f Flow) error {
+	err := deleteKey(c.m, f.key)
+	if f.Is(bpf.DatapathCtFlagsCT_XLAT) {
+		other, _ := f.Other.key()
+		err = errors.Join(err, deleteKey(c.m, other))
+	}
+	return err
 }
 
 // Mark adds flags to a record and takes others away, and closes its short cut so
