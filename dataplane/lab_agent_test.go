@@ -198,7 +198,7 @@ func agentMain() int {
 			case "Trace", "Frontends", "ServiceStats", "Usage", "Watch", "Watched", "Unwatch", "Counters", "Accelerations":
 				r.Out, err = agentAsk(d, &looks, c)
 			default:
-				err = agentCall(ctx, d, c)
+				err = agentCall(ctx, d, c, policies)
 			}
 		}
 		if err != nil {
@@ -270,10 +270,16 @@ func agentAsk(d *Dataplane, looks *labLooks, c labCall) (json.RawMessage, error)
 	return json.Marshal(out)
 }
 
-func agentCall(ctx context.Context, d *Dataplane, c labCall) error {
+// agentCall calls the others. Where policies are expected, it does not wait for
+// them for long; anything else may take its time on a busy machine.
+func agentCall(ctx context.Context, d *Dataplane, c labCall, policies bool) error {
 	switch c.Verb {
 	case "UpdateEndpoint":
-		short, cancel := context.WithTimeout(ctx, 2*time.Second) // is how long it waits for policies
+		patience := time.Minute
+		if policies {
+			patience = 2 * time.Second
+		}
+		short, cancel := context.WithTimeout(ctx, patience)
 		defer cancel()
 		return with(c.Args, func(ep Endpoint) error { return d.UpdateEndpoint(short, ep) })
 	case "PrepareLink":
