@@ -161,6 +161,7 @@ static __noinline int sock_translate(struct bpf_sock_addr *ctx, struct peer *to,
 	if (!v)
 		return 0;
 	how = *v;
+	how.flags &= (__u16)~SVC_MAGLEV; /* of no connection yet: its row is any */
 	cookie = bpf_get_netns_cookie(ctx);
 	if (!connect && !(how.flags & SVC_AFFINITY)) {
 		/* What one socket sends without connect() stays together, as packets of a flow do. */
@@ -170,7 +171,7 @@ static __noinline int sock_translate(struct bpf_sock_addr *ctx, struct peer *to,
 		client.b[15] = SOCK_CLIENT;
 	}
 	__builtin_memcpy(&client, &cookie, sizeof(cookie));
-	if (!how.count || service_select(&how, &client, bpf_get_prandom_u32(), &b)) {
+	if (!how.count || service_select(&how, &client, 0, &b)) {
 		stat_refused(how.id);
 		return -ERR_REFUSED;
 	}

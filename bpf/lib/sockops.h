@@ -14,12 +14,15 @@
 #include "socket.h"
 #include "stat.h"
 
-/* Counts the bytes of a connection to a service when it ends. */
+/*
+ * Counts the bytes of a connection to a service when it ends. Its states are
+ * asked for when it is established: one call less than from connect() on.
+ */
 static __always_inline int sock_event(struct bpf_sock_ops *ctx)
 {
 	struct peer *p;
 
-	if (ctx->op != BPF_SOCK_OPS_TCP_CONNECT_CB &&
+	if (ctx->op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB &&
 	    (ctx->op != BPF_SOCK_OPS_STATE_CB || ctx->args[1] != BPF_TCP_CLOSE))
 		return 1;
 	if (!ctx->sk)
@@ -27,7 +30,7 @@ static __always_inline int sock_event(struct bpf_sock_ops *ctx)
 	p = bpf_sk_storage_get(&sk_peer, ctx->sk, 0, 0);
 	if (!p || !p->svc)
 		return 1;
-	if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB)
+	if (ctx->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB)
 		bpf_sock_ops_cb_flags_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
 	else
 		stat_bytes(p->svc, ctx->bytes_acked, ctx->bytes_received);
