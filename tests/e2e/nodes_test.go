@@ -59,7 +59,8 @@ spec:
 `
 
 // TestTwoNodes asks from every pod of two nodes for every pod, for the Service of both
-// families, and from the world for its NodePort.
+// families, and from the world for its NodePort, also
+// while the API server is away.
 func TestTwoNodes(t *testing.T) {
 	cfg := config("e2e-two")
 	cfg.Nodes = 2
@@ -82,6 +83,10 @@ func TestTwoNodes(t *testing.T) {
 	}
 	askFromPods(t, c)
 	askNodePorts(t, c)
+	if err := c.Apply(t.Context(), portService("old", 30081)); err != nil {
+		t.Fatal(err)
+	}
+	t.Run("the API server is away", func(t *testing.T) { serverAway(t, c) })
 	if _, err := c.Kubectl(t.Context(), "delete", "daemonset/web", "daemonset/box", "service/web", "--timeout=60s"); err != nil {
 		t.Error(err)
 	}

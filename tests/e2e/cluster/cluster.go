@@ -162,6 +162,7 @@ type Cluster struct {
 	dir      string
 	state    *state
 	pki      *pki
+	server   []*Proc // etcd and the API server
 	forward  *forwarder
 	registry *http.Server
 	undo     []func(context.Context) error

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 )
@@ -48,6 +50,7 @@ func (c *Cluster) startEtcd(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	c.server = append(c.server, p)
 	return waitFor(deadline(ctx, c, startDeadline), func(ctx context.Context) error {
 		conn, err := c.Control.Dial(ctx, "tcp", "127.0.0.1:2379")
 		if err != nil {
@@ -57,7 +60,7 @@ func (c *Cluster) startEtcd(ctx context.Context) error {
 	}, p)
 }
 
-func (c *Cluster) startAPIServer(ctx context.Context) error {
+func (c *Cluster) spawnAPIServer() (*Proc, error) {
 	k := c.pki.path
 	argv := slices.Concat([]string{
 		c.tool("kube-apiserver"),
@@ -78,6 +81,14 @@ func (c *Cluster) startAPIServer(ctx context.Context) error {
 		"--runtime-config=api/all=true", "--profiling=false",
 	}, c.gates())
 	p, err := c.Control.Spawn(procSpec{Name: "kube-apiserver", Log: c.logPath("control", "kube-apiserver"), Argv: argv})
+	if err == nil {
+		c.server = append(c.server, p)
+	}
+	return p, err
+}
+
+func (c *Cluster) startAPIServer(ctx context.Context) error {
+	p, err := c.spawnAPIServer()
 	if err != nil {
 		return err
 	}
@@ -97,9 +108,36 @@ func (c *Cluster) startAPIServer(ctx context.Context) error {
 	if c.Client, err = kubernetes.NewForConfig(c.Rest); err != nil {
 		return err
 	}
+	return c.apiServerReady(ctx, p)
+}
+
+func (c *Cluster) apiServerReady(ctx context.Context, p *Proc) error {
 	return waitFor(deadline(ctx, c, startDeadline), func(ctx context.Context) error {
 		return c.Client.Discovery().RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
 	}, p)
+}
+
+// KillServer ends etcd and the API server without a warning; what they hold is kept.
+func (c *Cluster) KillServer() error {
+	var errs []error
+	for _, p := range c.server {
+		errs = append(errs, p.Signal(unix.SIGKILL))
+		<-p.gone
+	}
+	c.server = nil
+	return errors.Join(errs...)
+}
+
+// StartServer starts again what KillServer ended, and waits until it serves.
+func (c *Cluster) StartServer(ctx context.Context) error {
+	if err := c.startEtcd(ctx); err != nil {
+		return err
+	}
+	p, err := c.spawnAPIServer()
+	if err != nil {
+		return err
+	}
+	return c.apiServerReady(ctx, p)
 }
 
 func (c *Cluster) startControllers(context.Context) error {
