@@ -18,7 +18,8 @@ import (
 // Frontend is one frontend as the kernel has it.
 type Frontend struct {
 	service.Frontend
-	// Owner is "service namespace/name" or "endpoint id".
+	// Owner is "service namespace/name" or "endpoint id"; empty: an earlier
+	// daemon's, and nobody has told of it yet.
 	Owner    string
 	ID       uint32
 	Backends []netip.AddrPort
@@ -60,21 +61,45 @@ func (d *Dataplane) Frontends() ([]Frontend, error) {
 			out = append(out, front)
 		}
 	}
+	for key, v := range d.table.left {
+		out = append(out, d.table.describeLeft(key, v))
+	}
 	return out, nil
 }
 
-func (t *table) describe(owner string, o *owned, key maps.ServiceKey, f *front) Frontend {
-	out := Frontend{
-		Owner:    owner,
-		ID:       f.value.Id,
+// frontendFrom is what the kernel has of a frontend, but for its backends.
+func frontendFrom(key maps.ServiceKey, v maps.ServiceValue) Frontend {
+	has := func(flag bpf.DatapathSvcFlags) bool { return v.Flags&uint16(flag) != 0 }
+	return Frontend{
+		ID:       v.Id,
 		Frontend: frontendOf(key),
-		Affinity: maps.Duration(f.value.Affinity),
-		Maglev:   f.value.Flags&uint16(bpf.DatapathSvcFlagsSVC_MAGLEV) != 0,
-		DSR:      f.value.Flags&uint16(bpf.DatapathSvcFlagsSVC_DSR) != 0,
-		Ranges:   f.value.Flags&uint16(bpf.DatapathSvcFlagsSVC_RANGES) != 0,
-		Local:    key.Scope == uint8(service.Outside) && f.value.Flags&uint16(bpf.DatapathSvcFlagsSVC_SNAT) == 0,
-		State:    stateOf(f.value),
+		Affinity: maps.Duration(v.Affinity),
+		Maglev:   has(bpf.DatapathSvcFlagsSVC_MAGLEV),
+		DSR:      has(bpf.DatapathSvcFlagsSVC_DSR),
+		Ranges:   has(bpf.DatapathSvcFlagsSVC_RANGES),
+		Local:    key.Scope == uint8(service.Outside) && !has(bpf.DatapathSvcFlagsSVC_SNAT),
+		State:    stateOf(v),
 	}
+}
+
+// describeLeft tells of a frontend that an earlier daemon wrote; the rows of a
+// Maglev table name each backend many times.
+func (t *table) describeLeft(key maps.ServiceKey, v maps.ServiceValue) Frontend {
+	out := frontendFrom(key, v)
+	seen := map[netip.AddrPort]bool{}
+	for i := v.Base; i < v.Base+v.Count && i < uint32(len(t.leftBE)); i++ {
+		b := netip.AddrPortFrom(maps.ToAddr(t.leftBE[i].Addr), maps.Port(t.leftBE[i].Port))
+		if !seen[b] {
+			seen[b] = true
+			out.Backends = append(out.Backends, b)
+		}
+	}
+	return out
+}
+
+func (t *table) describe(owner string, o *owned, key maps.ServiceKey, f *front) Frontend {
+	out := frontendFrom(key, f.value)
+	out.Owner = owner
 	for _, s := range o.slices {
 		if s.base != f.value.Base || f.value.Count == 0 {
 			continue

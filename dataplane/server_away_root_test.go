@@ -3,7 +3,10 @@
 package dataplane
 
 import (
+	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/nodeagent/nodeagent/dataplane/service"
@@ -40,13 +43,44 @@ func TestRootServerAway(t *testing.T) {
 		}
 	}
 	serves("before")
+	before, _ := x.shown(t)
 	for range 2 {
 		x.agent.kill(t)
 		serves("without an agent")
 		x.startAgent(t)
 		serves("started again")
+		x.showsLeft(t, a, before)
 	}
 	// One service that is told does not take the others away.
 	x.agent.must(t, "UpdateServices", []service.Object{newService("other", vips(2), 80, b.target())})
 	serves("with the first news")
+}
+
+// shown are the frontends that the agent tells of, and whether it has a name of
+// whom they are of.
+func (h *host) shown(t *testing.T) (out []string, named bool) {
+	t.Helper()
+	var all []Frontend
+	if err := h.agent.get("Frontends", nil, &all); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range all {
+		named = named || f.Owner != ""
+		out = append(out, fmt.Sprint(f.Frontend, f.Backends, f.State, f.Local))
+	}
+	slices.Sort(out)
+	return out, named
+}
+
+// showsLeft wants the agent to tell of what an earlier one wrote, without the
+// names that nobody has told it yet.
+func (h *host) showsLeft(t *testing.T, from *pod, want []string) {
+	t.Helper()
+	if got, named := h.shown(t); !slices.Equal(got, want) || named {
+		t.Errorf("frontends are %v, named: %v; want %v, not named", got, named, want)
+	}
+	req := TraceRequest{netip.AddrPortFrom(from.addrs[0], 0), netip.AddrPortFrom(vips(1)[0], 80), service.TCP}
+	if got := h.trace(t, req); !strings.Contains(got.Reason, "earlier start") {
+		t.Errorf("trace of what an earlier daemon serves: %+v", got)
+	}
 }

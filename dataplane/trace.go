@@ -148,7 +148,12 @@ func (d *Dataplane) traceNone(req TraceRequest, scope service.Scope, toNode bool
 		Src: shown(req.Src), Dst: shown(req.Dst), Protocol: protoName(req.Proto), Scope: scopeName(scope),
 		Outcome: OutcomeNone, Reason: "no service has this address, port and protocol",
 	}
+	_, left := d.table.left[maps.ServiceKey{
+		Addr: maps.AddrOf(req.Dst.Addr()), Port: maps.Port(req.Dst.Port()), Proto: req.Proto, Scope: uint8(scope),
+	}]
 	switch {
+	case left:
+		t.Reason = "a frontend of an earlier start serves it (nodeagent services), of whose service nobody has told yet"
 	case !d.cfg.Services:
 		t.Reason = "services are off (dataplane.services): kube-proxy decides"
 	case d.owners[req.Dst.Addr()] != "":

@@ -21,6 +21,7 @@ import (
 
 // serviceView is one frontend as `nodeagent services` shows it.
 type serviceView struct {
+	// Owner is empty while nobody has told of what an earlier start serves.
 	Owner    string     `json:"owner"`
 	Addr     netip.Addr `json:"addr"`
 	Port     uint16     `json:"port"`
@@ -124,7 +125,7 @@ func servicesCommand() *cobra.Command {
 	cmd := showCommand("services", "Show the services in the data path, their backends and what they carried", "/v1/services", func(all []serviceView) *table {
 		t := &table{header: []string{"OWNER", "FRONTEND", "PROTOCOL", "SCOPE", "STATE", "OPTIONS", "AFFINITY", "CONNECTIONS", "REFUSED", "IN", "OUT", "BACKENDS"}}
 		for _, s := range all {
-			row := []string{s.Owner, frontendName(s), s.Protocol, s.Scope, s.State, strings.Join(s.Options, ","), s.Affinity}
+			row := []string{cmp.Or(s.Owner, "(not told yet)"), frontendName(s), s.Protocol, s.Scope, s.State, strings.Join(s.Options, ","), s.Affinity}
 			t.add(append(append(row, counterColumns(s.Counters)...), someOf(s.Backends))...)
 		}
 		return t
