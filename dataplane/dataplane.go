@@ -35,6 +35,9 @@ type Deps struct {
 	Object func() (*ebpf.CollectionSpec, error)
 	// OnUpgrade is called before each step of an upgrade of maps; nil: nobody asks.
 	OnUpgrade func(step string)
+	// OnGrow is told of each map that was made larger, by its name; it must not
+	// wait. nil: nobody asks.
+	OnGrow func(name string, from, to uint32)
 	// SweepEvery is the pause between two walks over the table of flows; 0: 15 s.
 	SweepEvery time.Duration
 	// Policies says that somebody will tell of network policies: until then no

@@ -31,6 +31,14 @@ type labLooks struct {
 	errs []error
 	stop context.CancelFunc
 	wg   sync.WaitGroup
+	// grown are the maps that were made larger; only the agent's calls touch it.
+	grown []string
+}
+
+func (l *labLooks) grew(name string, from, to uint32) {
+	if to > from {
+		l.grown = append(l.grown, name)
+	}
 }
 
 // start returns when both look.

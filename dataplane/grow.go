@@ -124,10 +124,18 @@ func (d *Dataplane) grow(ctx context.Context, want map[string]uint32) error {
 	err = errors.Join(d.kernel.Epoch.Set(d.epoch), d.rewatch(), d.tellUnderlay(), d.relink(), done())
 	for name, size := range want {
 		d.grown[name]++
-		d.log.WarnContext(ctx, "map was made larger", "map", name, "from", from[name], "to", size,
+		d.log.WarnContext(ctx, "map was made larger", "map", mapName(name), "from", from[name], "to", size,
 			"hint", "raise dataplane.maps to have it so from the start")
+		if d.deps.OnGrow != nil {
+			d.deps.OnGrow(mapName(name), from[name], size)
+		}
 	}
 	return err
+}
+
+// mapName is what configuration and metrics call a map.
+func mapName(name string) string {
+	return map[string]string{"svc": "services", "be": "backends", "aff": "affinity"}[name]
 }
 
 func (d *Dataplane) sizeOf(name string) uint32 {

@@ -41,6 +41,15 @@ func TestRootGrow(t *testing.T) {
 		}
 	}
 	checkGrown(t, a, true)
+	var told []string
+	if err := h.agent.get("Grown", nil, &told); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"services", "backends"} {
+		if !slices.Contains(told, name) {
+			t.Errorf("told that %v grew, want %s among them", told, name)
+		}
+	}
 	h.waitLinks(t, a, b)
 	h.agent.kill(t)
 	h.startAgent(t)

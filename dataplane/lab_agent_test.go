@@ -187,7 +187,9 @@ func agentMain() int {
 		if err == nil {
 			switch c.Verb {
 			case "Start":
-				d, err = agentStart(ctx, c.Args, node, labDeps(log, policies))
+				deps := labDeps(log, policies)
+				deps.OnGrow = looks.grew
+				d, err = agentStart(ctx, c.Args, node, deps)
 			case "ExpectPolicies":
 				err = json.Unmarshal(c.Args, &policies)
 			case "SetNode":
@@ -195,7 +197,7 @@ func agentMain() int {
 				if err = json.Unmarshal(c.Args, &node); err == nil && d != nil {
 					err = d.SetNode(ctx, node)
 				}
-			case "Trace", "Frontends", "ServiceStats", "Usage", "Watch", "Watched", "Unwatch", "Counters", "Accelerations":
+			case "Trace", "Grown", "Frontends", "ServiceStats", "Usage", "Watch", "Watched", "Unwatch", "Counters", "Accelerations":
 				r.Out, err = agentAsk(d, &looks, c)
 			default:
 				err = agentCall(ctx, d, c, policies)
@@ -255,6 +257,8 @@ func agentAsk(d *Dataplane, looks *labLooks, c labCall) (json.RawMessage, error)
 		err = looks.end()
 	case "Frontends":
 		out, err = d.Frontends()
+	case "Grown":
+		out = looks.grown
 	case "Counters":
 		out, err = d.Counters()
 	case "Accelerations":

@@ -44,6 +44,8 @@ type graph struct {
 	// kube is nil without an API server.
 	kube    *kube.Client
 	watcher *kube.Watcher
+	// events is nil without an API server.
+	events *kube.NodeEvents
 	// controllers is nil without an API server or without storage.
 	controllers *storage.Controllers
 }
@@ -57,7 +59,7 @@ func assemble(ctx context.Context, p *process, db *bbolt.DB) ([]part, error) {
 		return nil, err
 	}
 	for _, add := range []func(context.Context) error{
-		g.addNetwork, g.addStorage, g.addCRI, g.addKubernetes, g.addStorageControllers, g.addAPI,
+		g.addNetwork, g.addStorage, g.addCRI, g.addKubernetes, g.addEvents, g.addStorageControllers, g.addAPI,
 	} {
 		if err := add(ctx); err != nil {
 			return nil, err

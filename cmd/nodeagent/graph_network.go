@@ -18,7 +18,9 @@ import (
 // addNetwork adds the data path and, above it, the pod network.
 func (g *graph) addNetwork(context.Context) error {
 	cfg := g.cfg.Network
-	dp, err := dataplane.New(g.cfg.Dataplane, dataplane.Deps{Log: g.log, Policies: g.cfg.Kubernetes.Enabled()})
+	dp, err := dataplane.New(g.cfg.Dataplane, dataplane.Deps{
+		Log: g.log, Policies: g.cfg.Kubernetes.Enabled(), OnGrow: g.tellGrown,
+	})
 	if err != nil {
 		return err
 	}
