@@ -4,6 +4,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -52,11 +53,17 @@ func serviceRoutes(d *dataplane.Dataplane) map[string]http.Handler {
 			return viewServices(fronts), err
 		}),
 		"GET /v1/services/trace": api.JSON(func(r *http.Request) ([]dataplane.Trace, error) {
-			req, err := traceRequest(r.URL.Query().Get("src"), r.URL.Query().Get("dst"))
+			reqs, err := traceRequests(d, r.URL.Query().Get("src"), r.URL.Query().Get("dst"))
 			if err != nil {
 				return nil, err
 			}
-			return d.Trace(req)
+			var out []dataplane.Trace
+			var errs []error
+			for _, req := range reqs {
+				traces, err := d.Trace(req)
+				out, errs = append(out, traces...), append(errs, err)
+			}
+			return out, errors.Join(errs...)
 		}),
 	}
 }
@@ -172,15 +179,15 @@ func traceCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "trace SOURCE DESTINATION",
 		Short: "Say which backend a connection would get, and why, without sending a packet",
-		Long: "Says which service takes a connection from SOURCE (ADDR or ADDR:PORT) to DESTINATION\n" +
-			"(ADDR, ADDR:PORT or ADDR:PORT/PROTOCOL), which backends it may get, and why: traffic policy, topology,\n" +
+		Long: "Says which service takes a connection from SOURCE (ADDR, ADDR:PORT, or a pod NAMESPACE/NAME) to DESTINATION\n" +
+			"(ADDR, ADDR:PORT, ADDR:PORT/PROTOCOL, or a service NAMESPACE/NAME[:PORT][/PROTOCOL]), which backends it may get, and why: traffic policy, topology,\n" +
 			"affinity, Maglev, terminating endpoints, or none. Nothing is sent and nothing is changed.",
-		Example: "  nodeagent services trace 10.244.0.5 10.96.0.10:53/udp\n  nodeagent services trace 198.51.100.7:40000 192.0.2.1:30080",
+		Example: "  nodeagent services trace 10.244.0.5 10.96.0.10:53/udp\n  nodeagent services trace default/client kube-system/kube-dns:dns\n  nodeagent services trace 198.51.100.7:40000 192.0.2.1:30080",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 2 {
 				return fmt.Errorf("%w: %s takes a source and a destination", errUsage, cmd.CommandPath())
 			}
-			if _, err := traceRequest(args[0], args[1]); err != nil {
+			if err := checkTrace(args[0], args[1]); err != nil {
 				return fmt.Errorf("%w: %w", errUsage, err)
 			}
 			return nil
