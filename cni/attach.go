@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"time"
 
 	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
@@ -26,7 +25,8 @@ import (
 // up. After an error nothing is left but, if undoing failed too, a record that
 // reconciliation and Detach finish.
 func (n *Network) Attach(ctx context.Context, req Request) (_ *Result, retErr error) {
-	defer n.metrics.observe("attach", time.Now(), &retErr)
+	ctx, done := n.verb(ctx, "attach")
+	defer done(&retErr)
 	req, pool, err := n.prepareRequest(req)
 	if err != nil {
 		return nil, fmt.Errorf("attach %s: %w", req.Key, err)

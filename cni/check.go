@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/nodeagent/nodeagent/cni/ipam"
 	"github.com/nodeagent/nodeagent/cni/netns"
@@ -18,7 +17,8 @@ import (
 // key, the namespace and, if there are any, the addresses that the caller
 // believes in. It reports all differences at once, wrapped in ErrBroken.
 func (n *Network) Check(ctx context.Context, req Request) (retErr error) {
-	defer n.metrics.observe("check", time.Now(), &retErr)
+	ctx, done := n.verb(ctx, "check")
+	defer done(&retErr)
 	if err := n.check(ctx, req); err != nil {
 		return fmt.Errorf("check %s: %w", req.Key, err)
 	}

@@ -5,7 +5,6 @@ package cni
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/nodeagent/nodeagent/cni/link"
 )
@@ -21,7 +20,8 @@ func (n *Network) Detach(ctx context.Context, k Key) error {
 // detachIf is Detach if the attachment, looked at again under its lock, still
 // is what the caller thinks it is; an unknown key is not asked about.
 func (n *Network) detachIf(ctx context.Context, k Key, still func(record) bool) (retErr error) {
-	defer n.metrics.observe("detach", time.Now(), &retErr)
+	ctx, done := n.verb(ctx, "detach")
+	defer done(&retErr)
 	if err := k.validate(); err != nil {
 		return fmt.Errorf("detach %s: %w", k, err)
 	}

@@ -59,11 +59,10 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// observe records a verb that began at a time; use it deferred, with the
-// address of the verb's error.
-func (m *metrics) observe(verb string, begin time.Time, err *error) {
+// observe records a verb that began at a time.
+func (m *metrics) observe(verb string, begin time.Time, err error) {
 	outcome := "ok"
-	if *err != nil {
+	if err != nil {
 		outcome = "error"
 	}
 	m.verbs.WithLabelValues(verb, outcome).Observe(time.Since(begin).Seconds())

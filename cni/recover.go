@@ -189,7 +189,8 @@ func (n *Network) setSuspects(seen map[string]bool) {
 // process) whose key is not in valid. The caller promises that no Attach or
 // Detach of that network is under way. It goes on past errors.
 func (n *Network) Collect(ctx context.Context, network string, valid []Key) (retErr error) {
-	defer n.metrics.observe("collect", time.Now(), &retErr)
+	ctx, done := n.verb(ctx, "collect")
+	defer done(&retErr)
 	leave, err := n.enter()
 	if err != nil {
 		return fmt.Errorf("collect: %w", err)

@@ -8,7 +8,34 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
 )
+
+// scope is the name under which the spans of verbs and their steps are known.
+const scope = "github.com/nodeagent/nodeagent/cni"
+
+// begin opens a span below that of ctx. The function it returns ends it, with the error that the pointer leads to.
+func begin(ctx context.Context, name string) (context.Context, func(err *error)) {
+	ctx, span := trace.SpanFromContext(ctx).TracerProvider().Tracer(scope).Start(ctx, name)
+	return ctx, func(err *error) {
+		if *err != nil {
+			span.SetStatus(codes.Error, (*err).Error())
+		}
+		span.End()
+	}
+}
+
+// verb opens the span of a verb on an attachment and starts its clock; defer the function it returns.
+func (n *Network) verb(ctx context.Context, name string) (context.Context, func(err *error)) {
+	start := time.Now()
+	ctx, end := begin(ctx, "network "+name)
+	return ctx, func(err *error) {
+		n.metrics.observe(name, start, *err)
+		end(err)
+	}
+}
 
 // undoTimeout bounds the undoing of a verb that failed.
 const undoTimeout = 30 * time.Second
@@ -37,7 +64,7 @@ func (n *Network) runSteps(ctx context.Context, steps []step) error {
 			err = context.Cause(ctx)
 		}
 		if err == nil {
-			err = s.do(ctx)
+			err = s.run(ctx)
 		}
 		if err == nil {
 			continue
@@ -48,6 +75,13 @@ func (n *Network) runSteps(ctx context.Context, steps []step) error {
 		return errors.Join(fmt.Errorf("%s: %w", s.name, err), undo(ctx, steps[:i+1]))
 	}
 	return nil
+}
+
+// run does the step in a span.
+func (s step) run(ctx context.Context) (err error) {
+	ctx, end := begin(ctx, s.name)
+	defer end(&err)
+	return s.do(ctx)
 }
 
 func undo(ctx context.Context, steps []step) error {

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"time"
 
 	"go.etcd.io/bbolt"
 
@@ -27,7 +26,8 @@ type linkPreparer interface {
 // takes it over, if it suits the pod, and else replaces it; Detach of the same
 // key throws it away. Slots survive a restart of the daemon.
 func (n *Network) Warm(ctx context.Context, k Key, path string) (retErr error) {
-	defer n.metrics.observe("warm", time.Now(), &retErr)
+	ctx, done := n.verb(ctx, "warm")
+	defer done(&retErr)
 	if err := n.warm(ctx, k, path); err != nil {
 		return fmt.Errorf("warm %s: %w", k, err)
 	}

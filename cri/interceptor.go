@@ -119,6 +119,7 @@ func (s *Server) finish(ctx context.Context, method string, req any, start time.
 	took := time.Since(start)
 	code := status.Code(err)
 	s.metrics.calls.WithLabelValues(method, code.String()).Observe(took.Seconds())
+	traceID := s.describe(ctx, req)
 	level := slog.LevelDebug
 	switch {
 	case err != nil && code != codes.NotFound && code != codes.Unavailable && code != codes.Unimplemented && code != codes.Canceled:
@@ -130,6 +131,9 @@ func (s *Server) finish(ctx context.Context, method string, req any, start time.
 		return
 	}
 	attrs := append([]any{"method", method, "took", took}, s.identity(req)...)
+	if traceID != "" {
+		attrs = append(attrs, "trace", traceID)
+	}
 	if err != nil {
 		attrs = append(attrs, "code", code.String(), "err", status.Convert(err).Message())
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -109,6 +110,7 @@ type rig struct {
 	net        *network
 	containerd *containerd.Client
 	cfg        cri.Config
+	tracing    trace.TracerProvider // nil: none
 	server     *cri.Server
 	db         *bbolt.DB
 	conn       *grpc.ClientConn
@@ -172,6 +174,7 @@ func (r *rig) serve() {
 	r.db = db
 	r.server, err = cri.New(r.t.Context(), r.cfg, cri.Deps{
 		DB: db, Containerd: r.containerd, Network: r.net, Log: containerdtest.Log(r.t), Version: "0.1.0",
+		Tracing: r.tracing,
 	})
 	if err != nil {
 		r.t.Fatal(err)

@@ -26,7 +26,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.etcd.io/bbolt"
-	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -67,6 +67,8 @@ type Deps struct {
 	Version string
 	// CDI may be nil; then a request for a CDI device is refused.
 	CDI spec.CDI
+	// Tracing makes the spans of calls; nil makes none.
+	Tracing trace.TracerProvider
 }
 
 // Server serves both services of the CRI on one socket.
@@ -196,11 +198,10 @@ func (s *Server) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.grpc = grpc.NewServer(
-		grpc.StatsHandler(otelgrpc.NewServerHandler()),
+	s.grpc = grpc.NewServer(append(traced(s.deps.Tracing),
 		grpc.ChainUnaryInterceptor(s.unary), grpc.ChainStreamInterceptor(s.stream),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
-	)
+	)...)
 	runtimeapi.RegisterRuntimeServiceServer(s.grpc, s)
 	runtimeapi.RegisterImageServiceServer(s.grpc, s.images)
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))

@@ -353,7 +353,7 @@ func TestDaemonProcess(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := containerd.New(cfg.Containerd)
+	c, err := containerd.New(cfg.Containerd, containerd.Deps{})
 	if err != nil {
 		t.Fatal(err)
 	}

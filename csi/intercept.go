@@ -10,12 +10,26 @@ import (
 	"runtime/debug"
 	"time"
 
+	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/nodeagent/nodeagent/csi/volume"
 )
+
+// traced makes a span of each call, below its caller's when that sends one (W3C trace context).
+func traced(p trace.TracerProvider) []grpc.ServerOption {
+	if p == nil {
+		return nil
+	}
+	return []grpc.ServerOption{grpc.StatsHandler(otelgrpc.NewServerHandler(
+		otelgrpc.WithTracerProvider(p), otelgrpc.WithPropagators(propagation.TraceContext{}),
+	))}
+}
 
 // unary wraps every call: a panic becomes an error, the duration a metric and a
 // log line, the error a gRPC code. Requests are not logged: they carry secrets
@@ -55,6 +69,7 @@ func (s *Server) done(ctx context.Context, method string, req any, start time.Ti
 	code := status.Code(err)
 	took := time.Since(start)
 	s.metrics.observe(path.Base(method), code, took)
+	trace.SpanFromContext(ctx).SetAttributes(attribute.String("csi.volume", subject(req)))
 	level := slog.LevelDebug
 	if err != nil {
 		level = slog.LevelInfo

@@ -17,6 +17,7 @@ import (
 	csipb "github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.etcd.io/bbolt"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	registerapi "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
 
@@ -35,6 +36,8 @@ type Deps struct {
 	// Changed (may be nil) is called when a pool's free space may have changed; it
 	// must not block.
 	Changed func(pool string)
+	// Tracing makes the spans of calls; nil makes none.
+	Tracing trace.TracerProvider
 	// Checkpoint is for failure tests, see volume.Deps.
 	Checkpoint func(verb, step string) error
 }
@@ -93,7 +96,7 @@ func (s *Server) Start(ctx context.Context) (retErr error) {
 	if err := s.volumes.Start(ctx); err != nil {
 		return fmt.Errorf("start volumes: %w", err)
 	}
-	g := grpc.NewServer(grpc.ChainUnaryInterceptor(s.unary), grpc.ChainStreamInterceptor(s.stream))
+	g := grpc.NewServer(append(traced(s.deps.Tracing), grpc.ChainUnaryInterceptor(s.unary), grpc.ChainStreamInterceptor(s.stream))...)
 	csipb.RegisterIdentityServer(g, &identity{Server: s})
 	csipb.RegisterNodeServer(g, &node{Server: s})
 	csipb.RegisterControllerServer(g, &controller{Server: s})

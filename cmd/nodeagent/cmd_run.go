@@ -147,15 +147,15 @@ func (p *process) handleSignals(ctx context.Context, cancel context.CancelFunc) 
 	return func() { signal.Stop(ch); close(quit) }
 }
 
-// reload applies what may change while running, the log level and the runtime
-// handlers, and refuses a file that changes anything else, naming it.
+// reload applies what may change while running, the log level, the rate of traces
+// and the runtime handlers, and refuses a file that changes anything else, naming it.
 func (p *process) reload(ctx context.Context) {
 	next, err := config.Load(p.file)
 	if err != nil {
 		p.log.ErrorContext(ctx, "reload refused, the running configuration stays", "err", err)
 		return
 	}
-	if fixed := config.Changed(p.cfg, next, "log.level", "cri.handlers"); len(fixed) > 0 {
+	if fixed := config.Changed(p.cfg, next, "log.level", "tracing.samplingRatePerMillion", "cri.handlers"); len(fixed) > 0 {
 		p.log.ErrorContext(ctx, "reload refused, these fields need a restart", "fields", fmt.Sprint(fixed))
 		return
 	}
@@ -171,6 +171,6 @@ func (p *process) reload(ctx context.Context) {
 		p.log.ErrorContext(ctx, "reload refused", "err", err)
 		return
 	}
-	p.cfg.Log.Level, p.cfg.CRI.Handlers = next.Log.Level, next.CRI.Handlers
+	p.cfg.Log.Level, p.cfg.Tracing, p.cfg.CRI.Handlers = next.Log.Level, next.Tracing, next.CRI.Handlers
 	p.log.InfoContext(ctx, "reloaded", "log_level", next.Log.Level)
 }

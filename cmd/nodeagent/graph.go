@@ -13,6 +13,8 @@ import (
 	"go.etcd.io/bbolt"
 
 	"github.com/nodeagent/nodeagent/api"
+	"github.com/nodeagent/nodeagent/cmd/nodeagent/config"
+	"github.com/nodeagent/nodeagent/cmd/nodeagent/tracing"
 	"github.com/nodeagent/nodeagent/cni"
 	"github.com/nodeagent/nodeagent/cri/containerd"
 	"github.com/nodeagent/nodeagent/cri/nri"
@@ -31,6 +33,8 @@ type graph struct {
 	routes map[string]http.Handler
 	parts  []part
 	begin  time.Time
+	// tracing is nil when no traces are made.
+	tracing *tracing.Tracer
 	// collectors are asked by gc, in the order of the rooms.
 	collectors []collector
 
@@ -55,16 +59,19 @@ func assemble(ctx context.Context, p *process, db *bbolt.DB) ([]part, error) {
 	g := &graph{process: p, db: db, begin: time.Now(), routes: map[string]http.Handler{}}
 	g.health = newHealth(p.cfg.Node.Metrics, p.log)
 	g.add("metrics", g.health.Start, g.health.Stop)
-	if err := g.addContainerd(); err != nil {
-		return nil, err
-	}
 	for _, add := range []func(context.Context) error{
-		g.addNetwork, g.addStorage, g.addCRI, g.addKubernetes, g.addEvents, g.addStorageControllers, g.addAPI,
+		g.addTracing, g.addContainerd, g.addNetwork, g.addStorage, g.addCRI, g.addKubernetes, g.addEvents, g.addStorageControllers,
+		g.addAPI,
 	} {
 		if err := add(ctx); err != nil {
 			return nil, err
 		}
 	}
+	// Last, because it refuses nothing that others have put in force.
+	g.onReload(func(_ context.Context, next *config.Configuration) error {
+		g.tracing.Reload(next.Tracing)
+		return nil
+	})
 	return g.parts, nil
 }
 
@@ -72,22 +79,34 @@ func (g *graph) add(name string, start, stop func(context.Context) error) {
 	g.parts = append(g.parts, part{name: name, start: start, stop: stop})
 }
 
+// addTracing adds what sends the spans of all rooms, before them and after them.
+func (g *graph) addTracing(context.Context) (err error) {
+	g.tracing, err = tracing.New(g.cfg.Tracing, tracing.Deps{
+		Log: g.log, Node: g.cfg.Node.Name, Version: version, Metrics: g.health.registry,
+	})
+	if err != nil {
+		return err
+	}
+	g.add("tracing", g.tracing.Start, g.tracing.Stop)
+	return nil
+}
+
 // addContainerd adds the connection to containerd, and before it the managed
 // containerd when there is one.
-func (g *graph) addContainerd() error {
+func (g *graph) addContainerd(context.Context) error {
 	cfg := g.cfg.Containerd
 	if !g.cfg.CRI.Enabled {
 		return nil // beside another runtime there need not be a containerd
 	}
 	if cfg.Managed {
-		s, err := containerd.NewSupervisor(cfg, containerd.SupervisorDeps{Log: g.log, Dir: g.runPath("containerd")})
+		s, err := containerd.NewSupervisor(cfg, containerd.SupervisorDeps{Log: g.log, Dir: g.runPath("containerd"), Env: g.cfg.Tracing.ContainerdEnv()})
 		if err != nil {
 			return err
 		}
 		g.add("managed containerd", s.Start, s.Stop)
 		g.health.check("containerd", s.Ready)
 	}
-	c, err := containerd.New(cfg)
+	c, err := containerd.New(cfg, containerd.Deps{Tracing: g.tracing.Provider()})
 	if err != nil {
 		return err
 	}

@@ -35,7 +35,7 @@ func (g *graph) addCRI(ctx context.Context) error {
 	}
 	s, err := cri.New(ctx, cfg.Config, cri.Deps{
 		DB: g.db, Containerd: g.containerd, Network: network, Log: g.log, CDI: devices,
-		Metrics: g.health.registry, Version: strings.TrimPrefix(version, "v"),
+		Metrics: g.health.registry, Version: strings.TrimPrefix(version, "v"), Tracing: g.tracing.Provider(),
 	})
 	if err != nil {
 		return err

@@ -67,7 +67,9 @@ func (g *graph) newNetwork() error {
 		_, err := n.Prepare(ctx)
 		return err
 	}, nil)
-	maps.Copy(g.routes, api.CNIRoutes(n, g.log))
+	for verb, h := range api.CNIRoutes(n, g.log) {
+		g.routes[verb] = g.tracing.Handler(verb, h)
+	}
 	maps.Copy(g.routes, api.NetworkRoutes(n))
 	return nil
 }

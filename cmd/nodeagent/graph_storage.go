@@ -22,7 +22,7 @@ func (g *graph) addStorage(context.Context) error {
 		return nil
 	}
 	s, err := csi.New(cfg.Config, csi.Deps{
-		Log: g.log, DB: g.db, Metrics: g.health.registry, Version: version,
+		Log: g.log, DB: g.db, Metrics: g.health.registry, Version: version, Tracing: g.tracing.Provider(),
 		Changed: func(string) {
 			if g.controllers != nil {
 				g.controllers.CapacityChanged()

@@ -84,12 +84,12 @@ func (m *Manager) create(ctx context.Context, sandboxID string, cfg *runtimeapi.
 	id := store.NewID()
 	ctx, end := m.deps.Stages.Time(ctx, "CreateContainer", id)
 	defer end()
-	steps.Stage(ctx, "resolve image")
+	resolving := steps.Stage(ctx, "resolve image")
 	b := &building{m: m, id: id}
 	if source != "" {
 		b.restore = &restoring{source: source, strict: true}
 	}
-	if err := b.prepare(ctx, sandboxID, cfg); err != nil {
+	if err := b.prepare(resolving, sandboxID, cfg); err != nil {
 		return "", err
 	}
 	// A sandbox that is being stopped waits for the lock's holder or is seen as stopped here.

@@ -72,7 +72,7 @@ func (m *Manager) run(ctx context.Context, c *store.Container) (*life, error) {
 	if err := m.deps.Plugins.Tell(ctx, nri.ContainerStart, m.sandboxOf(c), c); err != nil {
 		return nil, err
 	}
-	steps.Stage(ctx, "open streams")
+	ctx = steps.Stage(ctx, "open streams")
 	h, err := m.deps.Handler(c.Handler)
 	if err != nil {
 		return nil, err
@@ -85,13 +85,13 @@ func (m *Manager) run(ctx context.Context, c *store.Container) (*life, error) {
 		return nil, fmt.Errorf("open streams of container %s: %w", c.ID, err)
 	}
 	l := m.begin(c.ID, s)
-	steps.Stage(ctx, "find mounts")
+	ctx = steps.Stage(ctx, "find mounts")
 	rootfs, err := m.rootfs(ctx, c)
 	if err != nil {
 		return l, err
 	}
 	m.mounts.drop(c.ID) // it is started once
-	steps.Stage(ctx, "create task")
+	ctx = steps.Stage(ctx, "create task")
 	h.Runtime.RestoreFrom = c.RestoreFrom
 	pid, err := m.createTask(ctx, c, h.Runtime, rootfs, s.Paths())
 	if err != nil {
@@ -100,7 +100,7 @@ func (m *Manager) run(ctx context.Context, c *store.Container) (*life, error) {
 	if err := s.Connected(); err != nil {
 		return l, fmt.Errorf("hand over streams of container %s: %w", c.ID, err)
 	}
-	steps.Stage(ctx, "start process")
+	ctx = steps.Stage(ctx, "start process")
 	cgroup := cgroupOf(pid)
 	before := m.oom.before(c.ID, cgroup)
 	if c.RestoreFrom == "" { // a restored one has been started by containerd
@@ -108,7 +108,7 @@ func (m *Manager) run(ctx context.Context, c *store.Container) (*life, error) {
 			return l, err
 		}
 	}
-	steps.Stage(ctx, "commit")
+	ctx = steps.Stage(ctx, "commit")
 	running, err := m.deps.Store.Containers.Update(c.ID, func(c *store.Container) error {
 		c.State, c.StartedAt, c.PID, c.Cgroup, c.OOMBefore = store.ContainerRunning, time.Now().UnixNano(), pid, cgroup, before
 		return nil

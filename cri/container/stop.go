@@ -201,16 +201,16 @@ func (m *Manager) remove(ctx context.Context, c *store.Container) error {
 
 // discard removes all that a container has but its record.
 func (m *Manager) discard(ctx context.Context, c *store.Container) error {
-	steps.Stage(ctx, "remove task")
+	ctx = steps.Stage(ctx, "remove task")
 	if err := m.killTask(ctx, c.ID); err != nil {
 		return err
 	}
-	steps.Stage(ctx, "remove container")
+	ctx = steps.Stage(ctx, "remove container")
 	if err := m.deps.Containerd.DeleteContainer(ctx, c.ID); err != nil {
 		return err
 	}
 	if c.SnapshotKey != "" {
-		steps.Stage(ctx, "remove root file system")
+		ctx = steps.Stage(ctx, "remove root file system")
 		if err := m.deps.Containerd.RemoveSnapshot(ctx, c.Snapshotter, c.SnapshotKey); err != nil {
 			return err
 		}

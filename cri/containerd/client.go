@@ -13,7 +13,11 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
+	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/mod/semver"
+	"google.golang.org/grpc"
 )
 
 // Namespace is containerd's namespace of all objects that nodeagent makes; the
@@ -104,18 +108,25 @@ func (c Config) Validate() error {
 // maxSocketPath is the longest path a unix socket address holds (unix(7)).
 const maxSocketPath = 107
 
+// Deps of a Client; the zero value will do.
+type Deps struct {
+	// Tracing makes the spans of calls and hands their trace on to containerd; nil makes none.
+	Tracing trace.TracerProvider
+}
+
 // Client is a connection to one containerd. It survives containerd's restart.
 type Client struct {
-	cfg Config
-	c   *client.Client
+	cfg  Config
+	deps Deps
+	c    *client.Client
 }
 
 // New makes an unconnected client.
-func New(cfg Config) (*Client, error) {
+func New(cfg Config, deps Deps) (*Client, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Client{cfg: cfg}, nil
+	return &Client{cfg: cfg, deps: deps}, nil
 }
 
 // Address is the path of containerd's socket.
@@ -128,12 +139,21 @@ const MinVersion = "2.1.0"
 // ErrTooOld says that the containerd that answers is older than MinVersion.
 var ErrTooOld = errors.New("containerd is too old")
 
+func (d Deps) dialOptions() []grpc.DialOption {
+	if d.Tracing == nil {
+		return nil
+	}
+	return []grpc.DialOption{grpc.WithStatsHandler(otelgrpc.NewClientHandler(
+		otelgrpc.WithTracerProvider(d.Tracing), otelgrpc.WithPropagators(propagation.TraceContext{}),
+	))}
+}
+
 // Start connects; it fails when containerd does not answer within DialTimeout
 // or is older than MinVersion.
 func (c *Client) Start(ctx context.Context) error {
 	cc, err := client.New(c.cfg.Address,
 		client.WithDefaultNamespace(Namespace), client.WithTimeout(c.cfg.DialTimeout),
-		client.WithExtraDialOpts(dialOptions()))
+		client.WithExtraDialOpts(append(dialOptions(), c.deps.dialOptions()...)))
 	if err != nil {
 		return fmt.Errorf("connect to containerd at %s: %w", c.cfg.Address, err)
 	}

@@ -29,6 +29,8 @@ type SupervisorDeps struct {
 	Log *slog.Logger
 	// Dir holds the generated configuration and the record of the process.
 	Dir string
+	// Env is added to the daemon's own environment.
+	Env []string
 }
 
 // Supervisor runs a containerd of nodeagent's own: it starts one, or takes over
@@ -38,6 +40,7 @@ type Supervisor struct {
 	cfg Config
 	log *slog.Logger
 	dir string
+	env []string
 
 	cancel context.CancelFunc
 	done   chan struct{}
@@ -65,7 +68,7 @@ func NewSupervisor(cfg Config, deps SupervisorDeps) (*Supervisor, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Supervisor{cfg: cfg, log: deps.Log, dir: deps.Dir, done: make(chan struct{})}, nil
+	return &Supervisor{cfg: cfg, log: deps.Log, dir: deps.Dir, env: deps.Env, done: make(chan struct{})}, nil
 }
 
 // Start returns when containerd answers on its socket.
@@ -192,8 +195,8 @@ func (s *Supervisor) again(ctx context.Context, conf, sum string) {
 	s.mu.Unlock()
 }
 
-// render returns the configuration and a sum of it, of what it imports and of the program, so that
-// a process started for another configuration is not taken over.
+// render returns the configuration and a sum of it, of what it imports, of the program and of what its environment has for it,
+// so that a process started for another configuration is not taken over.
 func (s *Supervisor) render() ([]byte, string, error) {
 	imports := make([]string, 0, len(s.cfg.Imports))
 	sum := sha256.New()
@@ -214,7 +217,7 @@ func (s *Supervisor) render() ([]byte, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	sum.Write([]byte(bin + "\n" + conf))
+	sum.Write([]byte(bin + "\n" + conf + strings.Join(s.env, "\n")))
 	return []byte(conf), hex.EncodeToString(sum.Sum(nil)), nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -44,7 +45,7 @@ func (s *Supervisor) spawn(conf, sum string) (*managedProcess, error) {
 		return nil, err
 	}
 	cmd := exec.Command(bin, "--config", conf) //nolint:noctx // it outlives every context, by design
-	cmd.Env = append(os.Environ(), "PATH="+s.searchPath())
+	cmd.Env = slices.Concat(os.Environ(), s.env, []string{"PATH=" + s.searchPath()})
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {

@@ -102,7 +102,7 @@ func TestRootManagedContainerdIsTakenOverAndRestarted(t *testing.T) {
 	if got := recordedPID(t, dir); got != pid {
 		t.Fatalf("process %d was started beside %d", got, pid)
 	}
-	client, err := containerd.New(cfg)
+	client, err := containerd.New(cfg, containerd.Deps{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,7 +160,7 @@ func TestManagedContainerdThatIsAbsent(t *testing.T) {
 func TestClientWithoutContainerd(t *testing.T) {
 	cfg := containerd.Default()
 	cfg.Address, cfg.DialTimeout = filepath.Join(t.TempDir(), "none.sock"), 100*time.Millisecond
-	c, err := containerd.New(cfg)
+	c, err := containerd.New(cfg, containerd.Deps{})
 	if err != nil {
 		t.Fatal(err)
 	}

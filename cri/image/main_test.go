@@ -106,7 +106,7 @@ func nodeOn(t *testing.T, ccfg containerd.Config, change ...func(*image.Config))
 
 func connect(t *testing.T, cfg containerd.Config) *containerd.Client {
 	t.Helper()
-	c, err := containerd.New(cfg)
+	c, err := containerd.New(cfg, containerd.Deps{})
 	if err != nil {
 		t.Fatal(err)
 	}

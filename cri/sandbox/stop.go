@@ -82,7 +82,7 @@ func (m *Manager) stop(ctx context.Context, sb *store.Sandbox) error {
 	if wasReady {
 		defer m.deps.Notify(sb, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	}
-	steps.Stage(ctx, "stop containers")
+	ctx = steps.Stage(ctx, "stop containers")
 	// Containers first: what runs in the namespaces must not lose its network
 	// before it has ended.
 	if err := m.deps.Containers.StopAll(ctx, sb.ID); err != nil {
@@ -94,17 +94,17 @@ func (m *Manager) stop(ctx context.Context, sb *store.Sandbox) error {
 	}
 	var errs []error
 	if sb.Process {
-		steps.Stage(ctx, "remove process")
+		ctx = steps.Stage(ctx, "remove process")
 		errs = append(errs, m.endProcess(ctx, sb))
 	}
 	if sb.NetworkUp {
-		steps.Stage(ctx, "detach network")
+		ctx = steps.Stage(ctx, "detach network")
 		errs = append(errs, m.detach(ctx, sb.ID))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err // the namespace stays until its network is gone
 	}
-	steps.Stage(ctx, "release namespaces")
+	ctx = steps.Stage(ctx, "release namespaces")
 	errs = append(errs, m.deps.Volumes.UnmountVolumes(ctx, sb.ID), dropNamespaces(m.pins(sb.ID)), m.Dir(sb.ID).release())
 	_, err = m.deps.Store.Sandboxes.Update(sb.ID, func(s *store.Sandbox) error {
 		s.NetworkUp = false
@@ -127,7 +127,7 @@ func (m *Manager) remove(ctx context.Context, sb *store.Sandbox) error {
 	}
 	ctx, end := m.deps.Stages.Time(ctx, "RemovePodSandbox", sb.ID)
 	defer end()
-	steps.Stage(ctx, "remove containers")
+	ctx = steps.Stage(ctx, "remove containers")
 	if err := m.deps.Containers.RemoveAll(ctx, sb.ID); err != nil {
 		return fmt.Errorf("remove containers of sandbox %s: %w", sb.ID, err)
 	}

@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"go.opentelemetry.io/otel/trace"
 )
 
 // Slow is how long a call takes before its stages are worth a line in the log.
@@ -20,14 +22,20 @@ type Stages struct {
 	Log *slog.Logger
 }
 
+// scope is the name under which spans of stages and undos are known.
+const scope = "github.com/nodeagent/nodeagent/cri"
+
 // clock is one call under way.
 type clock struct {
 	s    *Stages
 	call string
+	// span is the call's own, above those of its stages.
+	span trace.Span
 
 	mu           sync.Mutex // guards what follows; stages may overlap in a call that has several goroutines
 	began, since time.Time
 	stage        string
+	stageSpan    trace.Span // nil before the first stage, and in calls that are not traced
 	longest      string
 	took         time.Duration
 }
@@ -40,17 +48,25 @@ func (s *Stages) Time(ctx context.Context, call, id string) (context.Context, fu
 		return ctx, func() {}
 	}
 	now := time.Now()
-	c := &clock{s: s, call: call, began: now, since: now}
+	c := &clock{s: s, call: call, span: trace.SpanFromContext(ctx), began: now, since: now}
 	return context.WithValue(ctx, key{}, c), func() { c.end(ctx, id) }
 }
 
-// Stage ends the stage of the call that is under way and begins another. Without Time it does nothing.
-func Stage(ctx context.Context, name string) {
-	if c, ok := ctx.Value(key{}).(*clock); ok {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.next(name)
+// Stage ends the stage of the call that is under way and begins another. Without Time it does nothing. What belongs to the stage
+// runs on the context that it returns, so that its spans are below the stage's.
+func Stage(ctx context.Context, name string) context.Context {
+	c, ok := ctx.Value(key{}).(*clock)
+	if !ok {
+		return ctx
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.next(name)
+	if !c.span.IsRecording() {
+		return ctx
+	}
+	_, c.stageSpan = c.span.TracerProvider().Tracer(scope).Start(trace.ContextWithSpan(ctx, c.span), name)
+	return trace.ContextWithSpan(ctx, c.stageSpan)
 }
 
 // next is called with the lock held.
@@ -62,6 +78,10 @@ func (c *clock) next(name string) {
 		if took > c.took {
 			c.longest, c.took = c.stage, took
 		}
+	}
+	if c.stageSpan != nil {
+		c.stageSpan.End()
+		c.stageSpan = nil
 	}
 	c.stage, c.since = name, now
 }

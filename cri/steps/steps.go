@@ -10,6 +10,9 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
 )
 
 // Step is one side effect and its reversal.
@@ -52,14 +55,22 @@ func Run(ctx context.Context, table []Step) error {
 	for i, s := range table {
 		err := ctx.Err()
 		if err == nil {
-			Stage(ctx, s.Name)
-			err = s.Do(ctx)
+			err = do(Stage(ctx, s.Name), s)
 		}
 		if err != nil {
 			return &Error{Step: s.Name, Err: err, Undo: Undo(ctx, table[:i+1])}
 		}
 	}
 	return nil
+}
+
+// do does a step in its span.
+func do(ctx context.Context, s Step) error {
+	err := s.Do(ctx)
+	if err != nil {
+		trace.SpanFromContext(ctx).SetStatus(codes.Error, err.Error())
+	}
+	return err
 }
 
 // Undo takes the whole table back in reverse, going on past errors, even when
@@ -72,9 +83,20 @@ func Undo(ctx context.Context, table []Step) error {
 		if s.Undo == nil {
 			continue
 		}
-		if err := s.Undo(ctx); err != nil {
+		if err := undo(ctx, s); err != nil {
 			errs = append(errs, fmt.Errorf("undo %s: %w", s.Name, err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// undo takes one step back, in a span.
+func undo(ctx context.Context, s Step) error {
+	ctx, span := trace.SpanFromContext(ctx).TracerProvider().Tracer(scope).Start(ctx, "undo "+s.Name)
+	defer span.End()
+	err := s.Undo(ctx)
+	if err != nil {
+		span.SetStatus(codes.Error, err.Error())
+	}
+	return err
 }

@@ -8,6 +8,9 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
 )
 
 // step is one side effect of a verb and how to take it back. A nil undo means
@@ -39,7 +42,7 @@ func (m *Manager) run(ctx context.Context, id, verb string, steps []step) error 
 			return err
 		}
 		if err == nil {
-			err = s.do(ctx)
+			err = s.run(ctx)
 		}
 		if err == nil {
 			continue
@@ -51,6 +54,17 @@ func (m *Manager) run(ctx context.Context, id, verb string, steps []step) error 
 		return errors.Join(err, m.undo(ctx, id, steps[:i+1]))
 	}
 	return nil
+}
+
+// run does the step in a span below the call's.
+func (s step) run(ctx context.Context) error {
+	ctx, span := trace.SpanFromContext(ctx).TracerProvider().Tracer("github.com/nodeagent/nodeagent/csi").Start(ctx, s.name)
+	defer span.End()
+	err := s.do(ctx)
+	if err != nil {
+		span.SetStatus(codes.Error, err.Error())
+	}
+	return err
 }
 
 func (m *Manager) undo(ctx context.Context, id string, steps []step) error {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/nodeagent/nodeagent/cmd/nodeagent/tracing"
 	"github.com/nodeagent/nodeagent/cni"
 	"github.com/nodeagent/nodeagent/cni/chain"
 	"github.com/nodeagent/nodeagent/cri"
@@ -25,6 +26,7 @@ type Configuration struct {
 	Kind       string            `yaml:"kind"`
 	Node       Node              `yaml:"node"`
 	Log        Log               `yaml:"log"`
+	Tracing    tracing.Config    `yaml:"tracing"`
 	Containerd containerd.Config `yaml:"containerd"`
 	CRI        CRI               `yaml:"cri"`
 	Network    Network           `yaml:"network"`
@@ -135,6 +137,7 @@ func (c *Configuration) complete() error {
 	}{
 		{"node", c.Node.validate()},
 		{"log", c.Log.validate()},
+		{"tracing", c.Tracing.Validate()},
 		{"containerd", c.Containerd.Validate()},
 		{"cri", c.CRI.Validate()},
 		{"network", c.Network.validate()},

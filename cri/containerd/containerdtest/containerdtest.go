@@ -108,7 +108,7 @@ func (d *Daemon) Stop(tb testing.TB) {
 // Client connects; the connection ends with the test.
 func (d *Daemon) Client(tb testing.TB) *containerd.Client {
 	tb.Helper()
-	c, err := containerd.New(d.Config)
+	c, err := containerd.New(d.Config, containerd.Deps{})
 	if err != nil {
 		tb.Fatal(err)
 	}
