@@ -283,11 +283,21 @@ func corrupted(err error) bool {
 // stackLimit bounds how many mounts on top of each other Unmount peels off.
 const stackLimit = 64
 
+// busyTries bounds, with growing pauses up to as many milliseconds, how long Unmount
+// waits for what is in use only in passing: a program that is being started has copies
+// of our open files until it runs, one of them perhaps in this mount.
+const busyTries = 20
+
 // Unmount takes every mount off target; a path that is not mounted is success.
 // It never detaches lazily: what is in use is ErrBusy, and stays.
 func Unmount(target string) error {
+	busy := 0
 	for range stackLimit {
 		err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW)
+		for ; errors.Is(err, unix.EBUSY) && busy < busyTries; err = unix.Unmount(target, unix.UMOUNT_NOFOLLOW) {
+			busy++
+			<-time.After(time.Duration(busy) * time.Millisecond)
+		}
 		switch {
 		case err == nil:
 			continue
@@ -406,6 +416,24 @@ func ProbeFS(fsType string, options ...string) error {
 		}
 	}
 	return nil
+}
+
+// MountsFiles says whether the kernel mounts this type from a regular file, without a
+// device; file is one that carries no such file system.
+func MountsFiles(fsType, file string) (bool, error) {
+	fsfd, err := unix.Fsopen(fsType, unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return false, fmt.Errorf("file system %s: %w", fsType, err)
+	}
+	defer func() { _ = unix.Close(fsfd) }()
+	if err := unix.FsconfigSetString(fsfd, "source", file); err != nil {
+		return false, fmt.Errorf("source %s for %s: %w", file, fsType, err)
+	}
+	if err := unix.FsconfigSetFlag(fsfd, "ro"); err != nil {
+		return false, fmt.Errorf("%s read-only: %w", fsType, err)
+	}
+	// A kernel that wants a device says so before it looks for a superblock.
+	return !errors.Is(unix.FsconfigCreate(fsfd), unix.ENOTBLK), nil
 }
 
 // Reconfigure changes one option of the file system mounted at path.

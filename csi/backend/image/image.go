@@ -2,9 +2,9 @@
 
 // Package image serves read-only volumes from file-system images: data sets,
 // models, packages. An image lies below the pool's images directory and is named
-// by the class's image parameter. erofs images are mounted straight from the file,
-// squashfs images through a read-only loop device; either way all users share one
-// page cache.
+// by the class's image parameter. erofs images are mounted straight from the file by
+// Linux 6.12 and later, squashfs images and erofs ones elsewhere through a read-only
+// loop device; either way all users share one page cache.
 package image
 
 import (
@@ -37,6 +37,8 @@ type Backend struct {
 	// missing says, of the kinds of image that this kernel cannot mount, why; set by
 	// Probe, before any other verb runs.
 	missing map[string]error
+	// wantsDevice says that this kernel mounts erofs from devices only; set with missing.
+	wantsDevice bool
 }
 
 var _ backend.Backend = (*Backend)(nil)
@@ -61,8 +63,30 @@ func (b *Backend) Probe(context.Context) (backend.Features, error) {
 	if err := os.Mkdir(filepath.Join(b.root, Directory), 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 		return backend.Features{}, err
 	}
+	if b.missing[erofs] == nil {
+		straight, err := b.mountsFiles()
+		if err != nil {
+			return f, err
+		}
+		if b.wantsDevice = !straight; b.wantsDevice {
+			f.Notes = append(f.Notes, "this kernel mounts erofs from devices only: images go through loop devices")
+		}
+	}
 	return f, nil
 }
+
+// mountsFiles tries erofs with an empty file.
+func (b *Backend) mountsFiles() (bool, error) {
+	probe := filepath.Join(b.root, ".probe")
+	if err := os.WriteFile(probe, make([]byte, 4096), 0o600); err != nil {
+		return false, err
+	}
+	defer func() { _ = os.Remove(probe) }()
+	return mount.MountsFiles(erofs, probe)
+}
+
+// looped says whether images of this kind are mounted through a loop device.
+func (b *Backend) looped(kind string) bool { return kind == squashfs || b.wantsDevice }
 
 // Space never runs out: volumes take none.
 func (b *Backend) Space(context.Context) (backend.Space, error) {
@@ -121,20 +145,20 @@ func (b *Backend) Attach(ctx context.Context, obj backend.Object, _ backend.Atta
 	if err != nil {
 		return nil, err
 	}
-	if kind == squashfs {
-		return b.attachLoop(ctx, path)
+	if b.looped(kind) {
+		return b.attachLoop(ctx, path, kind)
 	}
 	return &backend.Attachment{Kind: backend.Filesystem, Path: path, FSType: erofs, Options: []string{"ro"}}, nil
 }
 
 // attachLoop is for file systems that want a device: a new one for each, which goes
 // with its mount; the pages are the file's.
-func (b *Backend) attachLoop(ctx context.Context, path string) (*backend.Attachment, error) {
+func (b *Backend) attachLoop(ctx context.Context, path, kind string) (*backend.Attachment, error) {
 	l, err := mount.AttachLoop(ctx, path, mount.LoopOptions{BlockSize: 512, ReadOnly: true, AutoClear: true})
 	if err != nil {
 		return nil, err
 	}
-	return &backend.Attachment{Kind: backend.Device, Path: l.Path, Rdev: l.Rdev, FSType: squashfs, Options: []string{"ro"}, Hold: l}, nil
+	return &backend.Attachment{Kind: backend.Device, Path: l.Path, Rdev: l.Rdev, FSType: kind, Options: []string{"ro"}, Hold: l}, nil
 }
 
 // Attached says whether the image is mounted anywhere.
@@ -143,8 +167,8 @@ func (b *Backend) Attached(_ context.Context, obj backend.Object) ([]*backend.At
 	if err != nil {
 		return nil, nil //nolint:nilerr // what is not there is not attached; Check tells
 	}
-	if kind == squashfs {
-		return loopsOf(path)
+	if b.looped(kind) {
+		return loopsOf(path, kind)
 	}
 	all, err := mount.Table("")
 	if err != nil {
@@ -158,7 +182,7 @@ func (b *Backend) Attached(_ context.Context, obj backend.Object) ([]*backend.At
 	return nil, nil
 }
 
-func loopsOf(path string) ([]*backend.Attachment, error) {
+func loopsOf(path, kind string) ([]*backend.Attachment, error) {
 	id, err := mount.StatFileID(path)
 	if err != nil {
 		return nil, err
@@ -169,7 +193,7 @@ func loopsOf(path string) ([]*backend.Attachment, error) {
 	}
 	var out []*backend.Attachment
 	for _, l := range loops {
-		out = append(out, &backend.Attachment{Kind: backend.Device, Path: l.Path, Rdev: l.Rdev, FSType: squashfs})
+		out = append(out, &backend.Attachment{Kind: backend.Device, Path: l.Path, Rdev: l.Rdev, FSType: kind})
 	}
 	return out, nil
 }
