@@ -177,6 +177,13 @@ type Snapshotter interface {
 // Range is a piece of a volume's bytes.
 type Range struct{ Offset, Length int64 }
 
+// Recogniser is a backend that knows its device by the number, without a look at all
+// devices of the machine.
+type Recogniser interface {
+	// Is says whether the device is one of the object's; false also when it cannot tell.
+	Is(obj Object, rdev uint64) (bool, error)
+}
+
 // Sharer is implemented by backends whose objects may have blocks in common.
 type Sharer interface {
 	// Blocks yields where obj's data lies, on one line of addresses for the whole

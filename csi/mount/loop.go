@@ -201,6 +201,21 @@ func LoopAt(n int) (*Loop, error) {
 	return l, err
 }
 
+// LoopOf describes the loop device with this device number; os.ErrNotExist when it is
+// not attached, or no loop device.
+func LoopOf(rdev uint64) (*Loop, error) {
+	name, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(rdev), unix.Minor(rdev)))
+	if err != nil {
+		return nil, err
+	}
+	number, ok := strings.CutPrefix(filepath.Base(name), "loop")
+	n, err := strconv.Atoi(number)
+	if !ok || err != nil {
+		return nil, fmt.Errorf("%s is no loop device: %w", filepath.Base(name), os.ErrNotExist)
+	}
+	return LoopAt(n)
+}
+
 // Loops lists every attached loop device of the machine, whoever owns it.
 func Loops() ([]*Loop, error) { return loops("") }
 

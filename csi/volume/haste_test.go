@@ -70,6 +70,6 @@ func testState(dir string) (*stateStore, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &stateStore{db: db}
+	s := newStateStore(db)
 	return s, s.open()
 }

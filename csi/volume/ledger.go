@@ -25,7 +25,7 @@ type Capacity struct {
 	Debt      int64 // of these, not yet taken from the pool
 }
 
-// account adds up what the pool owes its objects; p.mu is held.
+// account adds up what the pool owes its objects; p.books is held.
 func (m *Manager) account(ctx context.Context, p *pool) (Capacity, error) {
 	space, err := p.be.Space(ctx)
 	if err != nil {
@@ -39,7 +39,8 @@ func (m *Manager) account(ctx context.Context, p *pool) (Capacity, error) {
 	if err != nil {
 		return Capacity{}, err
 	}
-	c := Capacity{Total: space.Total, Smallest: p.features.MinBytes}
+	f, _ := p.ready() // also while it is being opened
+	c := Capacity{Total: space.Total, Smallest: f.MinBytes}
 	for _, o := range m.objectsOf(p) {
 		d, promised := m.debtOf(ctx, p, o.rec)
 		c.Debt += d
@@ -81,7 +82,7 @@ func (m *Manager) debtOf(ctx context.Context, p *pool, r Record) (owed, promised
 	return m.charge(r, u)
 }
 
-// usage measures an object; its debt includes the copies of what it shares. p.mu is
+// usage measures an object; its debt includes the copies of what it shares. p.books is
 // held.
 func (m *Manager) usage(ctx context.Context, p *pool, r Record) (backend.Usage, error) {
 	follow := r.Shared && r.Kind == KindVolume
@@ -107,8 +108,8 @@ func (m *Manager) charge(r Record, u backend.Usage) (owed, promised int64) {
 // reserve promises bytes of the pool to verb on id until release is called; by
 // then the bytes are taken, or are in a record that account sees.
 func (m *Manager) reserve(ctx context.Context, p *pool, id string, bytes int64, thin bool) (release func(), err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.books.Lock()
+	defer p.books.Unlock()
 	c, err := m.account(ctx, p)
 	if err != nil {
 		return nil, err
@@ -124,8 +125,8 @@ func (m *Manager) reserve(ctx context.Context, p *pool, id string, bytes int64, 
 	}
 	p.pending[id] = bytes
 	return func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
+		p.books.Lock()
+		defer p.books.Unlock()
 		delete(p.pending, id)
 	}, nil
 }
@@ -150,8 +151,8 @@ func (m *Manager) overcommit(p *pool, c Capacity, bytes int64) error {
 // forget drops measured debts after a verb that changes who shares blocks with
 // whom.
 func (p *pool) forget() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.books.Lock()
+	defer p.books.Unlock()
 	clear(p.debts)
 	p.shared = nil
 }
@@ -169,8 +170,8 @@ func (m *Manager) Capacity(ctx context.Context, params map[string]string) (Capac
 	if _, err := p.ready(); err != nil {
 		return Capacity{}, nil // a pool that is away has nothing to offer; its health says why
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.books.Lock()
+	defer p.books.Unlock()
 	c, err := m.account(ctx, p)
 	if err != nil {
 		return Capacity{}, err

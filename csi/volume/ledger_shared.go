@@ -108,7 +108,7 @@ func (p *pool) strangers() bool {
 	return err != nil || len(names) > 0
 }
 
-// sharedDebt says what copies the pool may have to make for an object; p.mu is
+// sharedDebt says what copies the pool may have to make for an object; p.books is
 // held. It is measured for all objects at once, and believed for debtAge.
 func (m *Manager) sharedDebt(ctx context.Context, p *pool, s backend.Sharer, id string) (int64, error) {
 	if p.shared == nil || time.Since(p.sharedAt) >= debtAge {

@@ -56,6 +56,7 @@ type Manager struct {
 	state *stateStore
 	io    *ioMeter
 	haste *haste
+	turns turns
 
 	// mu guards the fields below
 	mu      sync.Mutex
@@ -76,7 +77,7 @@ func New(cfg Config, deps Deps) (*Manager, error) {
 	}
 	m := &Manager{
 		cfg: cfg, deps: deps, log: deps.Log, locks: newLocks(lockWait), pools: map[string]*pool{},
-		state: &stateStore{db: deps.DB}, io: newIOMeter(), objects: map[string]*object{}, faults: map[string]map[string]Condition{},
+		state: newStateStore(deps.DB), io: newIOMeter(), turns: newTurns(), objects: map[string]*object{}, faults: map[string]map[string]Condition{},
 	}
 	m.haste = &haste{knob: rcuExpedited, state: m.state, log: m.log}
 	for _, pc := range cfg.Pools {

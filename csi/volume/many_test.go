@@ -108,3 +108,85 @@ func TestRootStuckVerbNamesItself(t *testing.T) {
 	w.ok(<-done)
 	w.ok(w.m.Unstage(ctx, a.ID, stage))
 }
+
+// A pool that is being measured, which may take long, and mkfs that hang hold up those who
+// ask for space or make a file system, and nobody else.
+func TestRootUnrelatedGoOn(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld(t, "", 0)
+	v, fresh := w.create("a"), w.create("fresh")
+	w.use(v.ID, "a")
+	w.release(v.ID, "a")
+	w.ok(w.m.Stage(ctx, StageRequest{ID: v.ID, Path: w.path("stage-a"), Capability: mounted}))
+
+	for range cap(w.m.turns) { // as many mkfs as may go at once
+		w.m.turns <- struct{}{}
+	}
+	p := w.m.pools["p"]
+	p.books.Lock()
+	created := make(chan error, 1)
+	go func() {
+		_, err := w.m.Create(ctx, CreateRequest{Name: "late", Required: testBytes, Capabilities: []Capability{mounted}})
+		created <- err
+	}()
+	for range 3 {
+		w.ok(w.m.Publish(ctx, PublishRequest{ID: v.ID, Staging: w.path("stage-a"), Target: w.target("a"), Capability: mounted}))
+		w.ok(w.m.Unpublish(ctx, v.ID, w.target("a")))
+	}
+	w.ok(w.m.Unstage(ctx, v.ID, w.path("stage-a")))
+	// Its turn does not come, and it goes all the same.
+	w.ok(w.m.Stage(ctx, StageRequest{ID: fresh.ID, Path: w.path("stage-fresh"), Capability: mounted}))
+	select {
+	case err := <-created:
+		t.Errorf("created while the pool is measured: %v", err)
+	default:
+	}
+	p.books.Unlock()
+	w.ok(<-created)
+	w.ok(w.m.Unstage(ctx, fresh.ID, w.path("stage-fresh")))
+}
+
+// Records that are written at once are all in the file, and a later one wins.
+func TestStateWrittenTogether(t *testing.T) {
+	db, err := openDB(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	s := newStateStore(db)
+	if err := s.open(); err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	for i := range 50 {
+		all.Go(func() {
+			for n := range 20 {
+				err := s.update(fmt.Sprint(i), func(st *attachState) { st.Frozen = fmt.Sprint(n) })
+				if err != nil {
+					t.Error(err)
+				}
+			}
+			if i%2 == 1 {
+				if err := s.update(fmt.Sprint(i), func(st *attachState) { *st = attachState{} }); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	again := newStateStore(db)
+	if err := again.open(); err != nil {
+		t.Fatal(err)
+	}
+	for _, from := range []*stateStore{s, again} {
+		list, err := from.all()
+		if err != nil || len(list) != 25 {
+			t.Errorf("%d records, %v", len(list), err)
+		}
+		for _, st := range list {
+			if st.Frozen != "19" {
+				t.Errorf("record %+v", st)
+			}
+		}
+	}
+}

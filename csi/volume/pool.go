@@ -49,6 +49,10 @@ type pool struct {
 	open     bool
 	err      error // why it is not open
 	features backend.Features
+
+	// books guards the fields below. It is held while the pool is measured, which may
+	// take long: only those who ask for space wait for it.
+	books    sync.Mutex
 	pending  map[string]int64 // promised to verbs at work
 	debts    map[string]debt  // measured with extents, by object id
 	shared   map[string]int64 // of these, copies of blocks in common; nil: not measured

@@ -56,9 +56,9 @@ func (m *Manager) Pools(ctx context.Context) []PoolInfo {
 		info := PoolInfo{Name: name, Path: p.cfg.Path, Backend: p.cfg.Backend}
 		info.Features, info.Err = p.ready()
 		if info.Err == nil {
-			p.mu.Lock()
+			p.books.Lock()
 			info.Capacity, info.Err = m.account(ctx, p)
-			p.mu.Unlock()
+			p.books.Unlock()
 		}
 		out = append(out, info)
 	}

@@ -130,6 +130,9 @@ func (m *Manager) isStaged(ctx context.Context, o *object, path string, a stageA
 
 // ours says whether what is mounted at path is this volume.
 func (m *Manager) ours(ctx context.Context, o *object, path string, at mount.Point) (bool, error) {
+	if same, err := m.recognised(o, at); same || err != nil {
+		return same, err
+	}
 	atts, err := o.pool.be.Attached(ctx, m.object(o.pool, o.rec))
 	if err != nil {
 		return false, m.spaceError(err)
@@ -151,6 +154,19 @@ func (m *Manager) ours(ctx context.Context, o *object, path string, at mount.Poi
 		}
 	}
 	return false, nil
+}
+
+// recognised says whether the backend knows the device by its number.
+func (m *Manager) recognised(o *object, at mount.Point) (bool, error) {
+	r, ok := o.pool.be.(backend.Recogniser)
+	if !ok {
+		return false, nil
+	}
+	rdev := at.Dev
+	if at.Device {
+		rdev = at.Rdev
+	}
+	return r.Is(m.object(o.pool, o.rec), rdev)
 }
 
 // sameMount compares by the mount table where device numbers do not tell: btrfs
@@ -204,7 +220,10 @@ func (m *Manager) stage(ctx context.Context, o *object, req StageRequest) error 
 			att.Release()
 			return m.detachUnused(ctx, o)
 		}},
-		{name: "prepare contents", do: func(ctx context.Context) error { return m.prepare(ctx, o, req, att) }},
+		{name: "prepare contents", do: func(ctx context.Context) error {
+			defer m.turns.take(ctx)()
+			return m.prepare(ctx, o, req, att)
+		}},
 		{
 			name: "mount", do: func(context.Context) error { return m.mountStaged(m.peek(req.ID), req, att) },
 			undo: func(context.Context) error {

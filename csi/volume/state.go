@@ -3,11 +3,13 @@
 package volume
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 
 	"go.etcd.io/bbolt"
 )
@@ -64,8 +66,31 @@ func (s *attachState) empty() bool {
 	return len(s.Staged) == 0 && len(s.Targets) == 0 && s.Frozen == ""
 }
 
-// stateStore keeps attachState records in the room's own bucket.
-type stateStore struct{ db *bbolt.DB }
+// stateStore keeps attachState records in the room's own bucket. The file has one
+// writer at a time, and even its readers queue up: so reading is from memory, and
+// those who write at once are written in one transaction.
+type stateStore struct {
+	db *bbolt.DB
+	// writer is the right to write the file
+	writer chan struct{}
+
+	// mu guards the fields below
+	mu      sync.Mutex
+	known   map[string][]byte // what is in the file, by id
+	waiting []*stateWrite
+}
+
+// stateWrite is one record on its way into the file.
+type stateWrite struct {
+	id   string
+	text []byte // nil: remove it
+	err  error  // of the transaction; read after done
+	done chan struct{}
+}
+
+func newStateStore(db *bbolt.DB) *stateStore {
+	return &stateStore{db: db, writer: make(chan struct{}, 1), known: map[string][]byte{}}
+}
 
 const (
 	bucketRoom    = "csi"
@@ -87,8 +112,16 @@ func (s *stateStore) open() error {
 		if err := room.Put([]byte(keyVersion), []byte(versionString)); err != nil {
 			return err
 		}
-		_, err = room.CreateBucketIfNotExists([]byte(bucketAttach))
-		return err
+		all, err := room.CreateBucketIfNotExists([]byte(bucketAttach))
+		if err != nil {
+			return err
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return all.ForEach(func(id, text []byte) error {
+			s.known[string(id)] = bytes.Clone(text)
+			return nil
+		})
 	})
 }
 
@@ -117,15 +150,13 @@ func bucketOf(tx *bbolt.Tx) *bbolt.Bucket {
 
 func (s *stateStore) get(id string) (*attachState, error) {
 	st := &attachState{Volume: id}
-	err := s.db.View(func(tx *bbolt.Tx) error {
-		b := bucketOf(tx).Get([]byte(id))
-		if b == nil {
-			return nil
+	s.mu.Lock()
+	text := s.known[id]
+	s.mu.Unlock()
+	if text != nil {
+		if err := json.Unmarshal(text, st); err != nil {
+			return nil, fmt.Errorf("read attachment record of %s: %w", id, err)
 		}
-		return json.Unmarshal(b, st)
-	})
-	if err != nil {
-		return nil, fmt.Errorf("read attachment record of %s: %w", id, err)
 	}
 	if st.Staged == nil {
 		st.Staged = map[string]stageArgs{}
@@ -136,45 +167,93 @@ func (s *stateStore) get(id string) (*attachState, error) {
 	return st, nil
 }
 
-// update reads, changes and writes one record in one transaction.
+// update reads, changes and writes one record; its object's lock is held.
 func (s *stateStore) update(id string, change func(st *attachState)) error {
 	st, err := s.get(id)
 	if err != nil {
 		return err
 	}
-	err = s.db.Update(func(tx *bbolt.Tx) error {
-		change(st)
-		if st.empty() {
-			return bucketOf(tx).Delete([]byte(id))
+	change(st)
+	w := &stateWrite{id: id, done: make(chan struct{})}
+	if !st.empty() {
+		if w.text, err = json.Marshal(st); err != nil {
+			return fmt.Errorf("write attachment record of %s: %w", id, err)
 		}
-		b, err := json.Marshal(st)
-		if err != nil {
-			return err
-		}
-		return bucketOf(tx).Put([]byte(id), b)
-	})
-	if err != nil {
+	}
+	if err := s.write(w); err != nil {
 		return fmt.Errorf("write attachment record of %s: %w", id, err)
 	}
 	return nil
 }
 
+// write returns when w is in the file: somebody else has taken it along, or it is
+// this caller's turn, who takes along all that wait.
+func (s *stateStore) write(w *stateWrite) error {
+	s.mu.Lock()
+	s.waiting = append(s.waiting, w)
+	s.mu.Unlock()
+	select {
+	case <-w.done:
+		return w.err
+	case s.writer <- struct{}{}:
+		defer func() { <-s.writer }()
+	}
+	s.mu.Lock()
+	all := s.waiting
+	s.waiting = nil
+	s.mu.Unlock()
+	if len(all) > 0 {
+		s.commit(all)
+	}
+	<-w.done
+	return w.err
+}
+
+func (s *stateStore) commit(all []*stateWrite) {
+	err := s.db.Update(func(tx *bbolt.Tx) error {
+		for _, w := range all {
+			var err error
+			if w.text == nil {
+				err = bucketOf(tx).Delete([]byte(w.id))
+			} else {
+				err = bucketOf(tx).Put([]byte(w.id), w.text)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, w := range all {
+		switch w.err = err; {
+		case err != nil:
+		case w.text == nil:
+			delete(s.known, w.id)
+		default:
+			s.known[w.id] = w.text
+		}
+		close(w.done)
+	}
+}
+
 // all returns every record; one that cannot be read is left out and reported.
 func (s *stateStore) all() ([]*attachState, error) {
+	s.mu.Lock()
+	known := maps.Clone(s.known)
+	s.mu.Unlock()
 	var out []*attachState
 	var errs []error
-	err := s.db.View(func(tx *bbolt.Tx) error {
-		return bucketOf(tx).ForEach(func(k, v []byte) error {
-			st := &attachState{}
-			if err := json.Unmarshal(v, st); err != nil {
-				errs = append(errs, fmt.Errorf("attachment record %s: %w", k, err))
-				return nil
-			}
-			out = append(out, st)
-			return nil
-		})
-	})
-	return out, errors.Join(append(errs, err)...)
+	for _, id := range slices.Sorted(maps.Keys(known)) {
+		st := &attachState{}
+		if err := json.Unmarshal(known[id], st); err != nil {
+			errs = append(errs, fmt.Errorf("attachment record %s: %w", id, err))
+			continue
+		}
+		out = append(out, st)
+	}
+	return out, errors.Join(errs...)
 }
 
 // paths of a record, targets first, in a fixed order.

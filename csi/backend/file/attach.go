@@ -62,6 +62,22 @@ func (b *Backend) loops(obj backend.Object) ([]*mount.Loop, error) {
 	return mount.LoopsOf(id, obj.ID) // the directory is named by the id in each of its places
 }
 
+// Is asks the one device.
+func (b *Backend) Is(obj backend.Object, rdev uint64) (bool, error) {
+	l, err := mount.LoopOf(rdev)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	id, err := mount.StatFileID(image(obj))
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && l.Backing == id, err
+}
+
 // Attached lists the image's loop devices.
 func (b *Backend) Attached(_ context.Context, obj backend.Object) ([]*backend.Attachment, error) {
 	loops, err := b.loops(obj)

@@ -45,6 +45,7 @@ var (
 	_ backend.Snapshotter = (*Backend)(nil)
 	_ backend.Differ      = (*Backend)(nil)
 	_ backend.Sharer      = (*Backend)(nil)
+	_ backend.Recogniser  = (*Backend)(nil)
 )
 
 // New returns the backend of the pool at root.
