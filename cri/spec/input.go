@@ -107,6 +107,12 @@ type Handler struct {
 type Policy struct {
 	// Rlimits are set on every container.
 	Rlimits []specs.POSIXRlimit
+	// Env are environment variables, NAME=value, of containers in which neither the image nor the pod sets them.
+	Env []string
+	// Umask is that of every container's first process; nil means the OCI runtime's, 022.
+	Umask *uint32
+	// Localtime is the file on the host that containers see as /etc/localtime unless they bring their own; "" is none.
+	Localtime string
 	// ShmSize is the size of a /dev/shm in bytes when the pod brings none; 0 means 64 MiB.
 	ShmSize int64
 	// UnsetSeccomp is the profile for containers that name none at all: nil or Unconfined means none.

@@ -55,6 +55,10 @@ func (b *builder) planMounts() {
 			taken[m.GetContainerPath()] = true
 		}
 	}
+	if file := b.in.Policy.Localtime; file != "" && !taken["/etc/localtime"] {
+		m := &runtimeapi.Mount{ContainerPath: "/etc/localtime", Readonly: true}
+		b.plan = append(b.plan, bind{field: "time zone of the node's policy", Mount: m, source: file})
+	}
 	for _, dst := range slices.Sorted(maps.Keys(b.in.Image.Volumes)) {
 		if clean := path.Join("/", dst); !taken[clean] {
 			m := &runtimeapi.Mount{ContainerPath: clean, SelinuxRelabel: true}

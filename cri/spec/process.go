@@ -26,6 +26,7 @@ func (b *builder) process() {
 		p.Rlimits = slices.DeleteFunc(p.Rlimits, func(l specs.POSIXRlimit) bool { return l.Type == limit.Type })
 		p.Rlimits = append(p.Rlimits, limit)
 	}
+	p.User.Umask = b.in.Policy.Umask
 	b.spec.Root.Readonly = b.security().GetReadonlyRootfs()
 	if b.in.Config.GetStdinOnce() && !b.in.Config.GetStdin() {
 		b.faults.invalid("stdin_once", "set without stdin")
@@ -68,7 +69,7 @@ func (b *builder) env() []string {
 		e.add("TERM=xterm")
 	}
 	e.add("HOSTNAME=" + hostname)
-	for _, entry := range slices.Concat(b.spec.Process.Env, b.in.Image.Config.Env) {
+	for _, entry := range slices.Concat(b.in.Policy.Env, b.spec.Process.Env, b.in.Image.Config.Env) {
 		e.add(entry)
 	}
 	for i, kv := range b.in.Config.GetEnvs() {
