@@ -6,13 +6,14 @@
 # that develops it lacks (build tag kernels, TestKernel…): run.sh [kernel...], 6.1 without arguments.
 #
 # Environment: NODEAGENT_CACHE keeps the kernels; ROOMS and RUN narrow the tests (packages; go test's
-# -run), TIMEOUT is how many seconds one machine gets (600), VERBOSE=1 shows passing tests and the kernel's log, too.
+# -run), TIMEOUT is how many seconds one machine gets (5400), VERBOSE=1 shows passing tests and the kernel's log, too.
 set -euo pipefail
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cache=${NODEAGENT_CACHE:-/var/cache/nodeagent}/kernels
 modules=(veth bridge sch_ingress cls_bpf vxlan brd loop dm-snapshot dm-thin-pool xfs quota_v2)
 programs=(ip tc nsenter modprobe mke2fs mkfs.ext4 e2fsck resize2fs mkfs.xfs lvm thin_check)
+patience=${TIMEOUT:-5400}
 rooms=(${ROOMS:-bpf dataplane dataplane/attach csi/volume})
 skip='^TestRoot(Takeover|PolicyBesideKubeProxy)$' # neither kube-proxy is there, nor what it needs
 
@@ -47,6 +48,8 @@ furnish() { # root
     'global { event_activation = 0 }' >"$1/etc/lvm/lvm.conf"
 }
 
+# The machine's clock counts its instructions instead of our time (-icount): however little of a busy host it gets, a second in
+# there is long enough for a second's work, and when all in there wait, the clock goes on at once.
 # Runs the tests on one kernel; fails when one fails, or the machine does not get to the end.
 boot() { # kernel
   local dir rel root=$work/root-$1 log=$work/log-$1 m f t0=$SECONDS verdict
@@ -59,13 +62,13 @@ boot() { # kernel
     "$root/lib/modules/$rel/"
   (cd "$root" && find . | busybox cpio -o -H newc 2>/dev/null) | gzip -1 >"$work/initrd-$1"
   say "$rel: booting"
-  timeout "${TIMEOUT:-600}" qemu-system-x86_64 -accel tcg -cpu max -smp 1 -m 3072 -nodefaults -no-user-config -display none \
+  timeout "$patience" qemu-system-x86_64 -accel tcg -icount shift=0,sleep=off -cpu max -smp 1 -m 3072 -nodefaults -no-user-config -display none \
     -no-reboot -serial stdio -kernel "$dir/boot/vmlinuz-$rel" -initrd "$work/initrd-$1" \
     -append "console=ttyS0 panic=-1 ${VERBOSE:+ignore_loglevel }${VERBOSE:-quiet}" </dev/null |
-    tr -d '\r' | tee "$log" | if [ -n "${VERBOSE:-}" ]; then cat; else grep --line-buffered -avE '^=== |^ *--- PASS|^PASS$'; fi || true
+    sed -u 's|\r$||' | tee "$log" | if [ -n "${VERBOSE:-}" ]; then cat; else grep --line-buffered -avE '^=== |^ *--- PASS|^PASS$'; fi || true
   verdict=$(sed -n 's/^kernels: exit \([0-9]*\)$/\1/p' "$log")
   if [ -z "$verdict" ]; then
-    say "$rel: the machine did not finish within ${TIMEOUT:-600} s; the end of what it said:"
+    say "$rel: the machine did not finish within $patience s; the end of what it said:"
     tail -n 25 "$log" >&2
     return 1
   fi
