@@ -47,6 +47,7 @@ authentication: {anonymous: {enabled: true}, webhook: {enabled: false}}
 authorization: {mode: AlwaysAllow}
 enableServer: true
 failSwapOn: false
+memorySwap: {swapBehavior: LimitedSwap}
 featureGates: {PodAndContainerStatsFromCRI: true}
 evictionHard: {memory.available: 50Mi, nodefs.available: 1%, imagefs.available: 1%}
 EOF
@@ -62,6 +63,7 @@ EOF
 }
 
 test_kubelet() {
+  spare
   settle_kubelet
   # As docs/install.md has it.
   install -D -m 644 -t /etc/kubernetes/kubelet.conf.d /usr/share/doc/nodeagent/kubelet/50-nodeagent.conf
@@ -86,6 +88,10 @@ test_limits() {
   same "guaranteed pod's memory.max" "$(cat "$(dirname "$g")/memory.max")" $((64 << 20))
   same "burstable memory.max" "$(cat "$b/memory.max")" $((96 << 20))
   same "besteffort memory.max" "$(cat "$e/memory.max")" max
+  # LimitedSwap gives burstable pods their share of the node's.
+  same "guaranteed memory.swap.max" "$(cat "$g/memory.swap.max")" 0
+  same "besteffort memory.swap.max" "$(cat "$e/memory.swap.max")" 0
+  [ "$(cat "$b/memory.swap.max")" -gt $((1 << 20)) ] || fail "burstable memory.swap.max is $(cat "$b/memory.swap.max")"
   grep -q . "$g/cgroup.procs" || fail "no process in $g"
   same "the scope, to systemd" "$(systemctl is-active "$(basename "$g")")" active
 }

@@ -29,3 +29,11 @@ journal() { journalctl -q --no-pager -o cat "_SYSTEMD_INVOCATION_ID=$(property "
 up() { # unit
   systemctl start "$1" || { systemctl status --no-pager -l "$1" || true; journalctl -q --no-pager -u "$1" -n 40; fail "$1 does not start"; }
 }
+
+# Gives the machine what a Debian has not by itself, and limits are tested with: swap and huge pages.
+spare() {
+  [ -e /var/swap ] || { fallocate -l 256M /var/swap && chmod 600 /var/swap && mkswap /var/swap; }
+  grep -q /var/swap /proc/swaps || swapon /var/swap
+  echo 16 >/proc/sys/vm/nr_hugepages
+  same "huge pages" "$(cat /proc/sys/vm/nr_hugepages)" 16
+}
