@@ -43,7 +43,9 @@ func TestRootPolicy(t *testing.T) {
 	}
 	const script = "echo $PROXY $SET; umask; date +%z; touch /etc/localtime 2>/dev/null && echo written; true"
 	const want = "none pod\n0027\n+0900\n"
-	set := func(c *runtimeapi.ContainerConfig) { c.Envs = []*runtimeapi.KeyValue{{Key: "SET", Value: []byte("pod")}} }
+	set := func(c *runtimeapi.ContainerConfig) {
+		c.Envs = []*runtimeapi.KeyValue{{Key: "SET", Value: []byte("pod")}}
+	}
 	if out := r.sh(sb, pod, "defaults", script, set); out != want {
 		t.Errorf("output %q, want %q", out, want)
 	}

@@ -107,30 +107,31 @@ func (x *execution) serveControls(ctx context.Context, p Process, eof <-chan str
 	}
 }
 
-// wait waits for the command and kills it when its time is over.
+// wait waits for the command and kills it when its time is over or it cannot be waited for.
 func (x *execution) wait(ctx context.Context, p Process) (uint32, error) {
-	wctx, cancel := ctx, context.CancelFunc(func() {})
+	wctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	if x.timeout > 0 {
-		wctx, cancel = context.WithTimeout(ctx, x.timeout)
+		// No deadline: containerd would be told of it, and could end the call a moment before wctx ends.
+		over := fmt.Errorf("command timed out after %s: %w", x.timeout, context.DeadlineExceeded)
+		defer time.AfterFunc(x.timeout, func() { cancel(over) }).Stop()
 	}
-	defer cancel()
 	code, err := p.Wait(wctx)
-	if err == nil || wctx.Err() == nil {
-		return code, err
+	if err == nil {
+		return code, nil
 	}
-	cause := wctx.Err()
-	if ctx.Err() == nil {
-		cause = fmt.Errorf("command timed out after %s: %w", x.timeout, cause)
+	if wctx.Err() != nil {
+		err = context.Cause(wctx)
 	}
 	kctx, kcancel := context.WithTimeout(context.WithoutCancel(ctx), cleanup)
 	defer kcancel()
-	if err := p.Kill(kctx); err != nil {
-		return 0, errors.Join(cause, fmt.Errorf("kill: %w", err))
+	if killErr := p.Kill(kctx); killErr != nil {
+		return 0, errors.Join(err, fmt.Errorf("kill: %w", killErr))
 	}
-	if _, err := p.Wait(kctx); err != nil {
-		return 0, errors.Join(cause, fmt.Errorf("wait for killed command: %w", err))
+	if _, waitErr := p.Wait(kctx); waitErr != nil {
+		return 0, errors.Join(err, fmt.Errorf("wait for killed command: %w", waitErr))
 	}
-	return 0, cause
+	return 0, err
 }
 
 // drainOutput waits for the end of the output of a command that has ended. It

@@ -253,6 +253,10 @@ func TestExecSyncTimeout(t *testing.T) {
 	if _, err := s.ExecSync(ctx, "c", []string{"sleep", "1000"}, 0); !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
 	}
+	h.lost = errors.New("connection lost")
+	if _, err := s.ExecSync(t.Context(), "c", []string{"sleep", "1000"}, 0); !errors.Is(err, h.lost) {
+		t.Errorf("%v", err)
+	}
 	for _, p := range h.procs {
 		if !p.killed {
 			t.Error("not killed")

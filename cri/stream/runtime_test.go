@@ -31,6 +31,7 @@ type host struct {
 	hub   *stream.Hub
 	netns string
 	fail  error
+	lost  error // of the first waits for a process
 
 	mu    sync.Mutex
 	procs []*process
@@ -48,7 +49,7 @@ func (h *host) Exec(_ context.Context, _ string, c stream.Command) (stream.Proce
 	if h.fail != nil {
 		return nil, h.fail
 	}
-	p := &process{cmd: exec.Command(c.Args[0], c.Args[1:]...), exited: make(chan struct{}), drained: make(chan struct{})}
+	p := &process{cmd: exec.Command(c.Args[0], c.Args[1:]...), exited: make(chan struct{}), drained: make(chan struct{}), lost: h.lost}
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	start := p.pipes
 	if c.TTY {
@@ -82,6 +83,7 @@ type process struct {
 	drained chan struct{}
 	deleted bool
 	killed  bool
+	lost    error
 }
 
 var _ stream.Process = (*process)(nil)
@@ -152,8 +154,19 @@ func (p *process) terminal(c stream.Command) error {
 	return nil
 }
 
+// Wait is refused with lost until the process is killed. It lasts no longer than a deadline less a moment, and has an error of its
+// own then, as containerd's.
 func (p *process) Wait(ctx context.Context) (uint32, error) {
+	if p.lost != nil && !p.killed {
+		return 0, p.lost
+	}
+	var over <-chan time.Time
+	if end, ok := ctx.Deadline(); ok {
+		over = time.After(time.Until(end) - time.Millisecond)
+	}
 	select {
+	case <-over:
+		return 0, errors.New("stream terminated")
 	case <-p.exited:
 		return uint32(p.cmd.ProcessState.ExitCode()), nil
 	case <-ctx.Done():
